@@ -1,0 +1,248 @@
+"""What the tests share: models, compilers, built engines, and the rule that CI skips nothing.
+
+A test that needs something the machine lacks is skipped with the reason. With ``TLLM_STRICT=1``, as
+in CI, such a skip is a failure, except where the test is marked ``board``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+FIRMWARE = REPOSITORY / "firmware"
+INCLUDES = ("lib/tinyllm", "lib/device")
+PORTABLE = ("lib/tinyllm/*.c", "lib/device/*.c")
+WARNINGS = (
+    "-std=c11",
+    "-Wall",
+    "-Wextra",
+    "-pedantic",
+    "-Wconversion",
+    "-Wmissing-prototypes",
+    "-Werror",
+)
+
+
+# --- CI skips nothing -----------------------------------------------------------------------------
+
+
+def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"TLLM_STRICT=1 allows no skip: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if os.environ.get("TLLM_STRICT") == "1" and item.get_closest_marker("board") is None:
+        _forbid_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if os.environ.get("TLLM_STRICT") == "1":
+        _forbid_skip(report)
+    return report
+
+
+# --- Models and texts beside the checkout ---------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """Folder of the models and texts that only tests use."""
+    path = REPOSITORY.parent / "shared"
+    if not (path / "models").is_dir():
+        pytest.skip("the test models are not in ../shared, beside the checkout")
+    return path
+
+
+@pytest.fixture(scope="session")
+def surrogate_dir(shared_dir: Path) -> Path:
+    """A Hugging Face checkpoint of exactly Tiny-LLM's shape: 1 layer, vocabulary 32,000."""
+    return shared_dir / "models" / "tiny-llm-surrogate"
+
+
+@pytest.fixture(scope="session")
+def stories260k_bin(shared_dir: Path) -> Path:
+    """A llama2.c version-0 checkpoint: 5 layers, grouped heads, vocabulary 512, tied head."""
+    return shared_dir / "models" / "stories260K" / "stories260K.bin"
+
+
+@pytest.fixture(scope="session")
+def stories260k_tokenizer(stories260k_bin: Path) -> Path:
+    """The tokenizer that belongs to `stories260k_bin`."""
+    return stories260k_bin.with_name("tok512.bin")
+
+
+@pytest.fixture(scope="session")
+def valid_text(shared_dir: Path) -> str:
+    """91 KB of short stories that no model here was trained on."""
+    return (shared_dir / "text" / "tinystories-valid.txt").read_text(encoding="utf-8")
+
+
+# --- Programs a test may need ---------------------------------------------------------------------
+
+
+def _program(*names: str) -> str:
+    for name in names:
+        if found := shutil.which(name):
+            return found
+    pytest.skip(f"{names[0]} is not installed")
+
+
+@pytest.fixture(scope="session")
+def gcc() -> str:
+    """GNU C compiler for this machine."""
+    if sys.platform == "darwin":
+        pytest.skip("gcc is another name for clang here")
+    return _program("gcc")
+
+
+@pytest.fixture(scope="session")
+def clang() -> str:
+    """LLVM C compiler for this machine, with the sanitizers' run-time library."""
+    return _program("clang", "clang-14", "clang-16", "clang-18")
+
+
+@pytest.fixture(scope="session", params=["gcc", "clang"])
+def cc(request: pytest.FixtureRequest) -> str:
+    """Each C compiler in turn."""
+    compiler: str = request.getfixturevalue(request.param)
+    return compiler
+
+
+@pytest.fixture(scope="session")
+def xtensa_gcc() -> str:
+    """Compiler for the ESP8266's core, the ESP32's elder sister."""
+    return _program("xtensa-lx106-elf-gcc")
+
+
+@pytest.fixture(scope="session")
+def qemu_xtensa() -> str:
+    """Emulator of bare Xtensa cores."""
+    return _program("qemu-system-xtensa")
+
+
+# --- The engine, built the way a test wants it ----------------------------------------------------
+
+
+class Build(Protocol):
+    """Builds with a compiler and flags, once a machine, and returns the product's path."""
+
+    def __call__(self, cc: str, flags: Sequence[str] = ("-O2",)) -> Path: ...
+
+
+class Compile(Protocol):
+    """Links sources into one product, once a machine, and returns its path."""
+
+    def __call__(
+        self, name: str, cc: str, flags: Sequence[str], sources: Sequence[Path]
+    ) -> Path: ...
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _digest(command: Sequence[str], files: Sequence[Path]) -> str:
+    digest = hashlib.sha256("\0".join(command).encode())
+    version = subprocess.run([command[0], "--version"], capture_output=True, check=True).stdout
+    digest.update(version)
+    for path in files:
+        digest.update(f"{path}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:20]
+
+
+@pytest.fixture(scope="session")
+def compile_c(pytestconfig: pytest.Config) -> Compile:
+    """Compiles and links C files with warnings as errors.
+
+    The product is kept by the hash of the compiler, the flags, the sources and every header of the
+    portable code, so that test processes running side by side, and the next run, share it.
+    """
+    assert pytestconfig.cache is not None
+    store = pytestconfig.cache.mkdir("tllm-build")
+
+    def build(name: str, cc: str, flags: Sequence[str], sources: Sequence[Path]) -> Path:
+        folders = dict.fromkeys([*(FIRMWARE / i for i in INCLUDES), *(s.parent for s in sources)])
+        headers = sorted(h for folder in folders for h in folder.glob("*.h"))
+        includes = [f"-I{folder}" for folder in folders]
+        command = [cc, *WARNINGS, *flags, *includes, *map(str, sources)]
+        folder = store / _digest(command, [*sources, *headers])
+        product = folder / name
+        folder.mkdir(exist_ok=True)
+        with _locked(folder / "lock"):
+            if not product.exists():
+                partial = folder / f"{name}.partial"
+                result = subprocess.run(
+                    [*command, "-o", str(partial)], capture_output=True, text=True, check=False
+                )
+                if result.returncode != 0:
+                    pytest.fail(f"{cc} {' '.join(flags)} failed:\n{result.stderr}", pytrace=False)
+                partial.rename(product)
+        return product
+
+    return build
+
+
+def portable_sources() -> list[Path]:
+    """Every C file of the engine and of the board's program."""
+    return sorted(path for pattern in PORTABLE for path in FIRMWARE.glob(pattern))
+
+
+@pytest.fixture(scope="session")
+def build_sim(compile_c: Compile) -> Build:
+    """Builds the simulated board; called with a compiler and flags."""
+
+    def build(cc: str, flags: Sequence[str] = ("-O2",)) -> Path:
+        port = sorted((FIRMWARE / "ports" / "posix").glob("*.c"))
+        return compile_c("tllm-sim", cc, [*flags, "-pthread"], [*portable_sources(), *port])
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def build_library(compile_c: Compile) -> Build:
+    """Builds the engine and the board's program as a shared library, for cffi."""
+
+    def build(cc: str, flags: Sequence[str] = ("-O2",)) -> Path:
+        suffix = "dylib" if sys.platform == "darwin" else "so"
+        shared = [*flags, "-fPIC", "-shared"]
+        return compile_c(f"libtllm.{suffix}", cc, shared, portable_sources())
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def run_host() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the command-line tool in a process of its own and returns what it said."""
+
+    def run(*args: str, **options: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(  # type: ignore[call-overload,no-any-return]
+            [sys.executable, "-m", "host", *args],
+            **{"capture_output": True, "text": True, "check": False, "timeout": 300, **options},
+        )
+
+    return run
