@@ -1,0 +1,63 @@
+/* Instructions a token and a stage, for docs/HARDWARE.md and the check that they do not rise. */
+#include "board.h"
+#include "sim.h"
+
+static const char *const stage_names[TLLM_STAGES] = {
+    "embed",    "attn_norm", "q",    "k",  "v",   "attn",    "attn_out",
+    "ffn_norm", "gate",      "up",   "act", "ffn_out", "final_norm", "logits",
+};
+
+struct counts {
+    uint32_t before; /* CCOUNT at the end of the stage before */
+    uint64_t ticks[TLLM_STAGES];
+};
+
+static void on_stage(void *ctx, const struct tllm_activation *activation) {
+    struct counts *counts = ctx;
+    uint32_t now = xq_ccount();
+    counts->ticks[activation->stage] += now - counts->before;
+    counts->before = xq_ccount();
+}
+
+static void print_row(const char *name, uint64_t ticks, uint32_t tokens) {
+    xq_print(name);
+    xq_print(" ");
+    xq_print_number(ticks * XQ_INSTRUCTIONS / XQ_TICKS / tokens);
+    xq_print("\n");
+}
+
+/* Multiplications of weights with activations in one token, its head included. */
+static uint64_t macs(const struct tllm_model *model) {
+    uint64_t sum = 0;
+    for (uint32_t i = 1; i < model->n_tensors; i++)
+        if (model->tensors[i].dtype == TLLM_INT8)
+            sum += (uint64_t)model->tensors[i].rows * model->tensors[i].cols;
+    return sum;
+}
+
+int xq_count(const char *card, uint32_t tokens) {
+    static struct dev dev;
+    struct counts counts = {0};
+    struct tllm_trace trace = {&counts, on_stage};
+    uint64_t all = 0;
+
+    if (xq_boot(&dev, card) < 0 || !dev.model)
+        return 1;
+    dev.engine.trace = &trace;
+    for (uint32_t i = 0; i < tokens; i++) {
+        uint32_t token = i * 7 % dev.model->vocab;
+        counts.before = xq_ccount();
+        if (tllm_feed(&dev.engine, &token, 1, true) < 0)
+            return 1;
+    }
+    xq_print("\ninstructions a token\n");
+    for (uint32_t i = 0; i < TLLM_STAGES; i++) {
+        print_row(stage_names[i], counts.ticks[i], tokens);
+        all += counts.ticks[i];
+    }
+    print_row("token", all, tokens);
+    xq_print("macs ");
+    xq_print_number(macs(dev.model));
+    xq_print("\n");
+    return 0;
+}
