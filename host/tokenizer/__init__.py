@@ -1,0 +1,6 @@
+"""The tokenizer in Python: readers of its files, `tokenizer.bin`, and a twin of the C code."""
+
+from host.tokenizer.load import load_tokenizer
+from host.tokenizer.spec import Piece, PieceType, TokenizerSpec
+
+__all__ = ["Piece", "PieceType", "TokenizerSpec", "load_tokenizer"]

@@ -1,0 +1,279 @@
+"""Reads a Hugging Face `tokenizer.json` that was made from a SentencePiece BPE model.
+
+Its BPE applies a list of merges, SentencePiece merges whatever neighbours make up a piece, ordered
+by the piece. The two are the same where the merges that make one piece follow each other and each
+way to make up a piece is among them; this is checked, and any other file is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from host.errors import InputError
+from host.tokenizer.spec import (
+    MAX_VOCAB,
+    NO_ID,
+    SPACE,
+    Piece,
+    PieceType,
+    TokenizerSpec,
+    byte_piece,
+    byte_value,
+    dense_ranks,
+    splits,
+)
+
+_Object = dict[str, object]
+_DECODERS = {"ByteFallback", "Fuse", "Metaspace", "Replace", "Strip"}
+_UNMERGED = float("inf")
+
+
+def read_tokenizer_json(
+    data: bytes,
+    name: str,
+    add_bos: bool | None = None,
+    bos_token: str = "<s>",  # noqa: S107
+    eos_token: str = "</s>",  # noqa: S107
+    unk_token: str = "<unk>",  # noqa: S107
+) -> TokenizerSpec:
+    """Reads a BPE tokenizer of SentencePiece's kind.
+
+    A text that starts with a space keeps it behind the prefix space, as SentencePiece has it, also
+    where the file asks for Metaspace, which would not add one there.
+
+    Args:
+        data: The whole file.
+        name: What to call it in an error.
+        add_bos: Whether texts begin with BOS; None to go by the file's post-processor.
+        bos_token: Text of the BOS piece.
+        eos_token: Text of the EOS piece.
+        unk_token: Text of the unknown piece, where the file does not say.
+
+    Raises:
+        InputError: The file is damaged or of another kind.
+    """
+    reader = _Reader(name)
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        raise InputError(f"{name} is not valid JSON", "Get the file again") from None
+    root = reader.as_object(document, "the file")
+    model = reader.as_object(root.get("model"), "model")
+    prefix = reader.prefix_space(root)
+    reader.check_model(root, model)
+
+    vocab = reader.vocab(model)
+    added = reader.added_tokens(root, vocab)
+    unk = model.get("unk_token") or unk_token
+    texts = dict(sorted((index, text) for text, index in {**vocab, **added}.items()))
+    if list(texts) != list(range(len(texts))):
+        raise reader.damaged("its ids have gaps or appear twice")
+
+    kinds: list[PieceType] = []
+    for text in texts.values():
+        if text == unk:
+            kinds.append(PieceType.UNKNOWN)
+        elif text in added:
+            kinds.append(PieceType.CONTROL)
+        elif byte_value(text.encode("utf-8", "replace")) >= 0:
+            kinds.append(PieceType.BYTE)
+        else:
+            kinds.append(PieceType.NORMAL)
+    normal = [
+        text for text, kind in zip(texts.values(), kinds, strict=True) if kind == PieceType.NORMAL
+    ]
+    ranks = reader.ranks(model, normal)
+
+    def control(text: str) -> int:
+        return added[text] if text in added and text != unk else NO_ID
+
+    bos = control(bos_token)
+    if add_bos is None:
+        add_bos = bos != NO_ID and bos_token in reader.tokens_in_front(root)
+    try:
+        pieces = tuple(
+            Piece(text.encode("utf-8"), kind, ranks.get(text, 0))
+            for text, kind in zip(texts.values(), kinds, strict=True)
+        )
+    except UnicodeEncodeError:
+        raise reader.damaged("a piece is not valid Unicode") from None
+    return TokenizerSpec(
+        pieces,
+        unk=kinds.index(PieceType.UNKNOWN) if PieceType.UNKNOWN in kinds else NO_ID,
+        bos=bos,
+        eos=control(eos_token),
+        add_prefix_space=prefix,
+        byte_fallback=True,
+        add_bos=add_bos and bos != NO_ID,
+    )
+
+
+class _Reader:
+    """The parts of one file, each checked as it is read."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def damaged(self, reason: str) -> InputError:
+        return InputError(f"{self.name} is not a whole tokenizer: {reason}", "Get the file again")
+
+    def unsupported(self, what: str) -> InputError:
+        return InputError(
+            f"{self.name} has {what}, which is not supported",
+            "Use a model with a SentencePiece-BPE tokenizer, such as Llama's",
+        )
+
+    def as_object(self, value: object, what: str) -> _Object:
+        if not isinstance(value, dict):
+            raise self.damaged(f"{what} is not a JSON object")
+        return value
+
+    def as_list(self, value: object, what: str) -> list[object]:
+        if not isinstance(value, list):
+            raise self.damaged(f"{what} is not a JSON list")
+        return value
+
+    def steps(self, value: object, what: str, parts: str) -> Iterator[_Object]:
+        """The members of a Sequence, or the thing itself; nothing of null."""
+        if value is None:
+            return
+        step = self.as_object(value, what)
+        if step.get("type") != "Sequence":
+            yield step
+            return
+        for part in self.as_list(step.get(parts), what):
+            member = self.as_object(part, what)
+            if member.get("type") == "Sequence":
+                raise self.unsupported(f"a Sequence in a Sequence as {what}")
+            yield member
+
+    def check_model(self, root: _Object, model: _Object) -> None:
+        kind = model.get("type", "BPE")
+        if kind != "BPE":
+            raise self.unsupported(f"model type {kind}")
+        for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
+            if model.get(key):
+                raise self.unsupported(key)
+        if model.get("byte_fallback") is not True:
+            raise self.unsupported("BPE without byte_fallback")
+        for step in self.steps(root.get("decoder"), "decoder", "decoders"):
+            if step.get("type") not in _DECODERS:
+                raise self.unsupported(f"decoder {step.get('type')}")
+
+    def prefix_space(self, root: _Object) -> bool:
+        """Checks how text becomes pieces' characters; returns whether a space goes in front."""
+        prefix = replaced = False
+        for step in self.steps(root.get("normalizer"), "normalizer", "normalizers"):
+            kind = step.get("type")
+            spaces = (SPACE,) if replaced else (SPACE, " ")
+            if kind == "Prepend" and step.get("prepend") in spaces and not prefix:
+                prefix = True
+            elif (
+                kind == "Replace"
+                and step.get("pattern") == {"String": " "}
+                and step.get("content") == SPACE
+            ):
+                replaced = True
+            else:
+                raise self.unsupported(f"normalizer {kind}")
+        for step in self.steps(root.get("pre_tokenizer"), "pre_tokenizer", "pretokenizers"):
+            kind = step.get("type")
+            if kind == "ByteLevel":
+                raise self.unsupported("byte-level BPE")
+            if kind != "Metaspace" or step.get("replacement") != SPACE or replaced:
+                raise self.unsupported(f"pre_tokenizer {kind}")
+            replaced = True
+            scheme = step.get("prepend_scheme")
+            if scheme is None:
+                scheme = "always" if step.get("add_prefix_space", True) else "never"
+            if scheme not in ("always", "first", "never"):
+                raise self.unsupported(f"prepend_scheme {scheme}")
+            prefix = prefix or scheme != "never"
+            if step.get("split", True):
+                self._check_split(root)
+        if not replaced:
+            raise self.unsupported("no Metaspace, so that it is not of SentencePiece's kind")
+        return prefix
+
+    def _check_split(self, root: _Object) -> None:
+        """Splitting before each space changes nothing if no piece has one inside."""
+        model = self.as_object(root.get("model"), "model")
+        special = {self.as_object(t, "a token").get("content") for t in self._added(root)}
+        for text in self.vocab(model):
+            if SPACE in text[1:] and text not in special:
+                raise self.unsupported("Metaspace with split and pieces that go across it")
+
+    def vocab(self, model: _Object) -> dict[str, int]:
+        vocab: dict[str, int] = {}
+        for text, index in self.as_object(model.get("vocab"), "model.vocab").items():
+            if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < MAX_VOCAB:
+                raise self.damaged(f"a piece has the id {str(index)[:20]}")
+            vocab[text] = index
+        missing = [value for value in range(256) if byte_piece(value).decode() not in vocab]
+        if missing:
+            raise self.unsupported(f"no piece {byte_piece(missing[0]).decode()}")
+        return vocab
+
+    def _added(self, root: _Object) -> list[object]:
+        return self.as_list(root.get("added_tokens") or [], "added_tokens")
+
+    def added_tokens(self, root: _Object, vocab: dict[str, int]) -> dict[str, int]:
+        """The special tokens, all of which are control pieces but the unknown one."""
+        added: dict[str, int] = {}
+        for entry in self._added(root):
+            token = self.as_object(entry, "an added token")
+            text, index = token.get("content"), token.get("id")
+            if not isinstance(text, str) or not text or not isinstance(index, int):
+                raise self.damaged("an added token has no content or no id")
+            if not 0 <= index < MAX_VOCAB or vocab.get(text, index) != index:
+                raise self.damaged(f"an added token has the id {str(index)[:20]}")
+            if token.get("special") is not True:
+                raise self.unsupported("added tokens that are matched in text")
+            added[text] = index
+        return added
+
+    def ranks(self, model: _Object, normal: list[str]) -> dict[str, int]:
+        """Recovers each piece's rank from the merges, if they say what SentencePiece does."""
+        keys = dict.fromkeys(normal, _UNMERGED)
+        merges: dict[str, set[tuple[str, str]]] = {}
+        previous = ""
+        for place, entry in enumerate(self.as_list(model.get("merges"), "model.merges")):
+            left, right = self._merge(entry, place)
+            text = left + right
+            if text not in keys or left not in keys or right not in keys:
+                raise self.damaged(f"merge {place} is of pieces that are not in the vocabulary")
+            if text != previous and text in merges:
+                raise self._not_sentencepiece(text)
+            previous = text
+            merges.setdefault(text, set()).add((left, right))
+            keys[text] = min(keys[text], place)
+        for text in normal:
+            if merges.get(text, set()) != set(splits(text, keys)):
+                raise self._not_sentencepiece(text)
+        return dense_ranks(keys)
+
+    def _merge(self, entry: object, place: int) -> tuple[str, str]:
+        parts = entry.split(" ") if isinstance(entry, str) else entry
+        if isinstance(parts, list) and len(parts) == 2:
+            left, right = parts
+            if isinstance(left, str) and isinstance(right, str) and left and right:
+                return left, right
+        raise self.damaged(f"merge {place} is not a pair")
+
+    def _not_sentencepiece(self, text: str) -> InputError:
+        shown = text[:20].encode("unicode_escape").decode()
+        return self.unsupported(f"merges that are not SentencePiece's at the piece '{shown}'")
+
+    def tokens_in_front(self, root: _Object) -> set[object]:
+        """The special tokens that the post-processor puts before a text."""
+        front: set[object] = set()
+        for step in self.steps(root.get("post_processor"), "post_processor", "processors"):
+            if step.get("type") != "TemplateProcessing":
+                continue
+            for item in self.as_list(step.get("single"), "post_processor"):
+                part = self.as_object(item, "post_processor")
+                if "SpecialToken" not in part:
+                    break
+                front.add(self.as_object(part["SpecialToken"], "post_processor").get("id"))
+        return front
