@@ -46,6 +46,8 @@ enum tllm_error {
 #define TLLM_MAX_HIDDEN 32768u
 #define TLLM_MAX_HEAD_DIM 256u
 #define TLLM_MAX_CONTEXT 65535u
+#define TLLM_MAX_BATCH 32u
+#define TLLM_MAX_PARTS 8u
 #define TLLM_MAX_VOCAB 131072u
 #define TLLM_CHUNK 4096u /* bytes that one CRC-32 covers, and the alignment of streamed reads */
 
@@ -236,18 +238,24 @@ struct tllm_engine {
     struct tllm_fault fault; /* readable after TLLM_E_IO, TLLM_E_CRC or a port's error */
     uint32_t *heap;          /* vocab indices, for the sampler (bulk) */
     struct tllm_private {
-        uint8_t *buffer[2];                             /* streaming, chunk bytes each */
-        uint8_t *row;                                   /* one row that straddles two windows */
-        int16_t *x;                                     /* batch x max(hidden, heads * head_dim, ffn) */
-        int32_t *residual, *a, *b;                      /* batch x ... */
-        int32_t *sincos;                                /* head_dim */
-        int32_t *residual_e, *a_e, *b_e, *x_e;          /* batch exponents */
-        int16_t *k_cache, *v_cache;                     /* layers x context x kv_heads x head_dim */
-        int16_t *k_exp, *v_exp;                         /* layers x context */
-        int32_t *scores;                                /* parts x context (bulk) */
-        int16_t *norm;                                  /* one norm's weights */
-        uint32_t pending_tensor;
-        void *more[4];
+        uint8_t *buffer[2];              /* streaming: chunk bytes each */
+        uint8_t *row;                    /* one row that straddles two windows */
+        int16_t *norm;                   /* hidden: one norm's weights */
+        int16_t *x;                      /* batch x max(hidden, heads * head_dim, ffn) */
+        int16_t *q;                      /* batch x heads * head_dim */
+        int32_t *residual;               /* batch x hidden */
+        int32_t *a;                      /* batch x max(hidden, heads * head_dim, ffn) */
+        int32_t *b;                      /* batch x ffn */
+        int64_t *attention;              /* parts x head_dim */
+        int32_t *x_e, *q_e, *residual_e; /* batch exponents each */
+        int32_t *a_e, *b_e;              /* batch exponents each */
+        int16_t *k_cache, *v_cache;      /* bulk: layers x context x kv_heads * head_dim */
+        int16_t *k_e, *v_e;              /* bulk: layers x context exponents */
+        int32_t *scores;                 /* bulk: parts x context */
+        uint32_t ahead_tensor, ahead;    /* where to look for the next window to prefetch */
+        uint32_t end_tensor;             /* the first tensor that this pass does not need */
+        uint32_t pending_file, pending_at, pending_len; /* the prefetch under way, if any */
+        uint32_t buffer_used;            /* the buffer last read or prefetched into */
     } p;
 };
 
