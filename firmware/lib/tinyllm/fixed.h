@@ -8,7 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define TLLM_ZERO_EXP (-1024)    /* the exponent of an all-zero vector */
+#define TLLM_ZERO_EXP (-1024)   /* the exponent of an all-zero vector */
 #define TLLM_LOG2E_M  12102203u /* log2(e) = 1.4426950408889634 = TLLM_LOG2E_M * 2^TLLM_LOG2E_E */
 #define TLLM_LOG2E_E  (-23)
 

@@ -68,7 +68,8 @@ struct check {
     const struct tllm_model *model;
     const struct window *window;
     const uint8_t *data;
-    uint32_t bad[TLLM_MAX_PARTS]; /* of each part: the first bad chunk's offset in the window, or len */
+    uint32_t
+        bad[TLLM_MAX_PARTS]; /* of each part: the first bad chunk's offset in the window, or len */
 };
 
 static void check_part(void *arg, uint32_t part, uint32_t parts) {

@@ -42,13 +42,13 @@ enum tllm_error {
 };
 
 /* Limits that docs/NUMERICS.md proves its bounds with. */
-#define TLLM_MAX_COLUMNS 65536u
-#define TLLM_MAX_HIDDEN 32768u
+#define TLLM_MAX_COLUMNS  65536u
+#define TLLM_MAX_HIDDEN   32768u
 #define TLLM_MAX_HEAD_DIM 256u
-#define TLLM_MAX_CONTEXT 65535u
-#define TLLM_MAX_BATCH 32u
-#define TLLM_MAX_PARTS 8u
-#define TLLM_MAX_VOCAB 131072u
+#define TLLM_MAX_CONTEXT  65535u
+#define TLLM_MAX_BATCH    32u
+#define TLLM_MAX_PARTS    8u
+#define TLLM_MAX_VOCAB    131072u
 #define TLLM_CHUNK 4096u /* bytes that one CRC-32 covers, and the alignment of streamed reads */
 
 /* A positive real m * 2^e, 2^23 <= m < 2^24. */
@@ -59,13 +59,17 @@ struct tllm_scale {
 
 /* One file of the package. */
 struct tllm_file {
-    char name[32];      /* NUL-terminated */
-    uint32_t size;      /* bytes */
-    uint32_t first_crc; /* index of its first chunk in tllm_model.crcs; ceil(size / TLLM_CHUNK) chunks */
-    uint32_t crc;       /* CRC-32 of the whole file */
+    char name[32]; /* NUL-terminated */
+    uint32_t size; /* bytes */
+    uint32_t
+        first_crc; /* index of its first chunk in tllm_model.crcs; ceil(size / TLLM_CHUNK) chunks */
+    uint32_t crc;  /* CRC-32 of the whole file */
 };
 
-enum tllm_dtype { TLLM_INT8 = 1, TLLM_INT16 = 2 };
+enum tllm_dtype {
+    TLLM_INT8 = 1,
+    TLLM_INT16 = 2
+};
 
 /* One tensor: rows x cols, row-major, inside one file. */
 struct tllm_tensor {
@@ -89,10 +93,10 @@ enum tllm_layer_tensor {
     TLLM_DOWN_PROJ,
     TLLM_LAYER_TENSORS
 };
-#define TLLM_EMBED 0u
+#define TLLM_EMBED               0u
 #define TLLM_LAYER(layer, which) (1u + (uint32_t)(layer) * TLLM_LAYER_TENSORS + (uint32_t)(which))
-#define TLLM_FINAL_NORM(model) (1u + (model)->layers * TLLM_LAYER_TENSORS)
-#define TLLM_HEAD(model) (2u + (model)->layers * TLLM_LAYER_TENSORS)
+#define TLLM_FINAL_NORM(model)   (1u + (model)->layers * TLLM_LAYER_TENSORS)
+#define TLLM_HEAD(model)         (2u + (model)->layers * TLLM_LAYER_TENSORS)
 
 /*
  * Everything about a model but its weights: from a generated header (const, in flash) or from
@@ -196,10 +200,11 @@ uint32_t tllm_activation_crc(const struct tllm_activation *activation);
 struct tllm_config {
     const struct tllm_model *model;
     const struct tllm_port *port;
-    uint32_t context;   /* positions; 0 = the model's */
-    uint32_t batch;     /* prompt tokens that share one pass over the weights, 1..32; 0 = 8 */
-    uint32_t chunk;     /* bytes of one streaming buffer (two are used), multiple of TLLM_CHUNK; 0 = 32768 */
-    uint32_t parts;     /* parts handed to port->parallel, 1..8; 0 = 1 */
+    uint32_t context; /* positions; 0 = the model's */
+    uint32_t batch;   /* prompt tokens that share one pass over the weights, 1..32; 0 = 8 */
+    uint32_t
+        chunk; /* bytes of one streaming buffer (two are used), multiple of TLLM_CHUNK; 0 = 32768 */
+    uint32_t parts;      /* parts handed to port->parallel, 1..8; 0 = 1 */
     bool check_streamed; /* verify the CRC-32 of every chunk that `read` brings */
 };
 
@@ -255,7 +260,7 @@ struct tllm_engine {
         uint32_t ahead_tensor, ahead;    /* where to look for the next window to prefetch */
         uint32_t end_tensor;             /* the first tensor that this pass does not need */
         uint32_t pending_file, pending_at, pending_len; /* the prefetch under way, if any */
-        uint32_t buffer_used;            /* the buffer last read or prefetched into */
+        uint32_t buffer_used; /* the buffer last read or prefetched into */
     } p;
 };
 
@@ -297,11 +302,13 @@ uint32_t tllm_rng_next(struct tllm_rng *rng);
  * tokens, of which the last 64 are penalised. Returns the id or a negative error.
  */
 int32_t tllm_sample(struct tllm_engine *engine, const struct tllm_sampling *sampling,
-                    struct tllm_rng *rng, const uint32_t *history, uint32_t n_history) TLLM_MUST_CHECK;
+                    struct tllm_rng *rng, const uint32_t *history,
+                    uint32_t n_history) TLLM_MUST_CHECK;
 
 /* ---- descriptor (docs/FORMAT.md) ---- */
 
-/* Bytes of storage that the arrays of a descriptor need, or a negative error. Reads the header alone (160 bytes). */
+/* Bytes of storage that the arrays of a descriptor need, or a negative error. Reads the header
+ * alone (160 bytes). */
 int32_t tllm_descriptor_storage(const void *data, size_t len) TLLM_MUST_CHECK;
 
 /* Checks everything and fills the model; storage is 8-byte aligned and outlives the model. */
@@ -322,7 +329,8 @@ struct tllm_tokenizer {
 };
 
 /* data must stay in place; everything in it is checked here, once. */
-int tllm_tokenizer_init(struct tllm_tokenizer *tokenizer, const void *data, size_t len) TLLM_MUST_CHECK;
+int tllm_tokenizer_init(struct tllm_tokenizer *tokenizer, const void *data,
+                        size_t len) TLLM_MUST_CHECK;
 
 /* Bytes of scratch that encoding a text of at most text_bytes needs (4-byte aligned). */
 size_t tllm_encode_scratch(uint32_t text_bytes);
@@ -332,11 +340,12 @@ size_t tllm_encode_scratch(uint32_t text_bytes);
  * TLLM_E_UTF8, TLLM_E_TOO_LONG (out or scratch too small).
  */
 int32_t tllm_encode(const struct tllm_tokenizer *tokenizer, const char *text, uint32_t len,
-                    uint32_t *out, uint32_t max_out, void *scratch, size_t scratch_bytes) TLLM_MUST_CHECK;
+                    uint32_t *out, uint32_t max_out, void *scratch,
+                    size_t scratch_bytes) TLLM_MUST_CHECK;
 
 /*
- * Streaming decode: whole UTF-8 characters only; bytes that are not UTF-8 become U+FFFD, one a byte.
- * tllm_decode_start(at_start): at_start strips the prefix space of the very first piece.
+ * Streaming decode: whole UTF-8 characters only; bytes that are not UTF-8 become U+FFFD, one a
+ * byte. tllm_decode_start(at_start): at_start strips the prefix space of the very first piece.
  */
 struct tllm_decoder {
     const struct tllm_tokenizer *tokenizer;
@@ -344,20 +353,32 @@ struct tllm_decoder {
     uint8_t n_held;
     bool strip; /* the next piece is the text's first */
 };
-void tllm_decode_start(struct tllm_decoder *decoder, const struct tllm_tokenizer *tokenizer, bool at_start);
-/* Text of one token into out; returns the number of bytes, or a negative error. max_out >= the longest piece + 12. */
-int32_t tllm_decode(struct tllm_decoder *decoder, uint32_t token, char *out, uint32_t max_out) TLLM_MUST_CHECK;
+void tllm_decode_start(struct tllm_decoder *decoder, const struct tllm_tokenizer *tokenizer,
+                       bool at_start);
+/* Text of one token into out; returns the number of bytes, or a negative error. max_out >= the
+ * longest piece + 12. */
+int32_t tllm_decode(struct tllm_decoder *decoder, uint32_t token, char *out,
+                    uint32_t max_out) TLLM_MUST_CHECK;
 /* What is still held, as U+FFFD. */
 int32_t tllm_decode_end(struct tllm_decoder *decoder, char *out, uint32_t max_out) TLLM_MUST_CHECK;
 
 /* ---- session (docs/NUMERICS.md section 7) ---- */
 
-enum tllm_context_policy { TLLM_CONTEXT_STOP, TLLM_CONTEXT_DROP };
-enum tllm_end { TLLM_END_NONE, TLLM_END_STOP_TOKEN, TLLM_END_LENGTH, TLLM_END_CONTEXT, TLLM_END_CANCELLED };
+enum tllm_context_policy {
+    TLLM_CONTEXT_STOP,
+    TLLM_CONTEXT_DROP
+};
+enum tllm_end {
+    TLLM_END_NONE,
+    TLLM_END_STOP_TOKEN,
+    TLLM_END_LENGTH,
+    TLLM_END_CONTEXT,
+    TLLM_END_CANCELLED
+};
 
 struct tllm_session {
     struct tllm_engine *engine;
-    uint32_t *tokens;   /* engine->context of them, caller's */
+    uint32_t *tokens;    /* engine->context of them, caller's */
     uint8_t *turn_start; /* engine->context of them, caller's: 1 where a turn begins */
     uint32_t n;
     enum tllm_context_policy policy;
@@ -369,14 +390,17 @@ void tllm_session_init(struct tllm_session *session, struct tllm_engine *engine,
                        uint8_t *turn_start);
 void tllm_session_reset(struct tllm_session *session);
 
-/* Appends a prompt's tokens as a new turn (BOS in front where section 7 says so). Evaluates nothing. */
-int tllm_session_prompt(struct tllm_session *session, const uint32_t *tokens, uint32_t n) TLLM_MUST_CHECK;
+/* Appends a prompt's tokens as a new turn (BOS in front where section 7 says so). Evaluates
+ * nothing. */
+int tllm_session_prompt(struct tllm_session *session, const uint32_t *tokens,
+                        uint32_t n) TLLM_MUST_CHECK;
 
 /*
- * Evaluates what is not yet evaluated and samples one token. 1: *token is set; 0: the answer has ended, *end says
- * why; negative: an error, after which calling again goes on from the same place.
+ * Evaluates what is not yet evaluated and samples one token. 1: *token is set; 0: the answer has
+ * ended, *end says why; negative: an error, after which calling again goes on from the same place.
  */
-int tllm_session_next(struct tllm_session *session, uint32_t *token, enum tllm_end *end) TLLM_MUST_CHECK;
+int tllm_session_next(struct tllm_session *session, uint32_t *token,
+                      enum tllm_end *end) TLLM_MUST_CHECK;
 
 /* ---- CRC-32 (IEEE 802.3, as zlib) ---- */
 uint32_t tllm_crc32(uint32_t crc, const void *data, size_t len); /* crc: 0 to start */
