@@ -35,9 +35,7 @@ def picolibc_specs():
     for folder in candidates:
         if (folder / "picolibc.specs").is_file():
             return folder / "picolibc.specs"
-    sys.exit(
-        "picolibc is not installed. On Debian: apt-get install picolibc-xtensa-lx106-elf"
-    )
+    sys.exit("picolibc is not installed. On Debian: apt-get install picolibc-xtensa-lx106-elf")
 
 
 def option(name, default=""):
