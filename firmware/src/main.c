@@ -1,0 +1,144 @@
+/* Boots the board: memory, line, cores, then the portable program for ever. */
+#include "board.h"
+
+#include "esp_log.h"
+#include "esp_system.h"
+#include "esp_task_wdt.h"
+#include "esp_timer.h"
+#include "freertos/FreeRTOS.h"
+#include "freertos/task.h"
+
+/* `host flash` generates it; a firmware built without one runs whatever model the card holds. */
+#if __has_include("tllm_model_data.h")
+#include "tllm_model_data.h"
+#define COMPILED_MODEL (&tllm_model_data)
+#else
+#define COMPILED_MODEL NULL
+#endif
+
+#define WATCHDOG_MS 5000
+
+static struct memory memory;
+
+static const char *reset_reason(void) {
+    switch (esp_reset_reason()) {
+    case ESP_RST_POWERON:
+        return "power-on";
+    case ESP_RST_EXT:
+        return "reset pin";
+    case ESP_RST_SW:
+        return "restart";
+    case ESP_RST_PANIC:
+        return "crash";
+    case ESP_RST_INT_WDT:
+    case ESP_RST_TASK_WDT:
+    case ESP_RST_WDT:
+        return "watchdog";
+    case ESP_RST_BROWNOUT:
+        return "brown-out: the supply is too weak";
+    default:
+        return "unknown";
+    }
+}
+
+static uint64_t now_us(void *ctx) {
+    (void)ctx;
+    return (uint64_t)esp_timer_get_time();
+}
+
+static void feed_watchdog(void *ctx) {
+    (void)ctx;
+    (void)esp_task_wdt_reset();
+}
+
+static void restart(void *ctx) {
+    (void)ctx;
+    esp_restart();
+}
+
+static void describe(void *ctx, struct dev_board *board) {
+    (void)ctx;
+    board->board = BOARD_NAME;
+    board->card = card_name();
+    board->card_mode = card_mode();
+    board->reset_reason = reset_reason();
+    board->psram_bytes = (uint32_t)memory.psram_bytes;
+}
+
+static const struct dev_port port = {
+    .line_read = line_read,
+    .line_write = line_write,
+    .line_set_baud = line_set_baud,
+    .card_mount = card_mount,
+    .file_open = card_file_open,
+    .file_close = card_file_close,
+    .file_read = card_file_read,
+    .file_write = card_file_write,
+    .file_truncate = card_file_truncate,
+    .file_sync = card_file_sync,
+    .file_rename = card_file_rename,
+    .file_remove = card_file_remove,
+    .file_size = card_file_size,
+    .make_dir = card_make_dir,
+    .list = card_list,
+    .space = card_space,
+    .file_prefetch = card_file_prefetch,
+    .now_us = now_us,
+    .parallel = cores_parallel,
+    .feed_watchdog = feed_watchdog,
+    .restart = restart,
+    .describe = describe,
+};
+
+/* Nothing can run: say why, now and whenever a terminal is opened later. */
+static void refuse(const char *sentence) {
+    for (;;) {
+        line_say(sentence);
+        feed_watchdog(NULL);
+        vTaskDelay(pdMS_TO_TICKS(2000));
+    }
+}
+
+void app_main(void) {
+    static struct dev dev;
+    /* The idle tasks starve while the cores compute; it is this task that must not hang. */
+    const esp_task_wdt_config_t watchdog = {
+        .timeout_ms = WATCHDOG_MS,
+        .idle_core_mask = 0,
+        .trigger_panic = true,
+    };
+
+    esp_log_level_set("*", ESP_LOG_NONE); /* the line carries frames */
+    (void)esp_task_wdt_reconfigure(&watchdog);
+    (void)esp_task_wdt_add(NULL);
+    if (line_start() < 0)
+        esp_restart();
+    if (cores_start() < 0)
+        refuse("There is no internal memory for the tasks: this build is too large.\r\n");
+    switch (memory_take(&memory)) {
+    case 0:
+        break;
+    case TLLM_E_BULK:
+        refuse("No PSRAM was found, and the model needs it: use a board with 4 MB of PSRAM, or "
+               "build for PSRAM at 40 MHz if this one has it (docs/HARDWARE.md).\r\n");
+        break;
+    default:
+        refuse("The internal memory is in pieces too small for the engine.\r\n");
+    }
+
+    const struct dev_config config = {
+        .port = &port,
+        .fast = memory.fast,
+        .fast_bytes = memory.fast_bytes,
+        .bulk = memory.bulk,
+        .bulk_bytes = memory.bulk_bytes,
+        .parts = BOARD_CORES,
+        .baud = BOARD_BAUD,
+        .compiled = COMPILED_MODEL,
+        .version = "tinyllm " TLLM_VERSION " on " BOARD_NAME,
+    };
+    if (dev_init(&dev, &config) < 0)
+        refuse("The memory does not hold the board's program.\r\n");
+    for (;;)
+        (void)dev_poll(&dev, 100);
+}

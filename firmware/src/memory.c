@@ -1,0 +1,37 @@
+/* The two regions, one allocation each. */
+#include "board.h"
+
+#include "esp_heap_caps.h"
+#include "esp_psram.h"
+
+#define ALIGNMENT  64u
+#define FAST_MOST  (192u * 1024u)
+#define FAST_LEAVE (40u * 1024u) /* internal RAM for the card's driver and FatFs */
+#define BULK_LEAVE (8u * 1024u)
+#define INTERNAL   (MALLOC_CAP_INTERNAL | MALLOC_CAP_DMA)
+
+static void *take(size_t largest, size_t leave, size_t most, uint32_t caps, size_t *bytes) {
+    size_t size = largest > leave ? largest - leave : 0;
+    if (size > most)
+        size = most;
+    size &= ~(size_t)(ALIGNMENT - 1);
+    *bytes = size;
+    return size ? heap_caps_aligned_alloc(ALIGNMENT, size, caps) : NULL;
+}
+
+int memory_take(struct memory *memory) {
+    memory->psram_bytes = esp_psram_is_initialized() ? esp_psram_get_size() : 0;
+    if (memory->psram_bytes == 0)
+        return TLLM_E_BULK;
+    size_t largest = heap_caps_get_largest_free_block(INTERNAL);
+    const size_t free_bytes = heap_caps_get_free_size(INTERNAL);
+    /* The driver's share may come out of another block than the largest. */
+    const size_t others = free_bytes - largest;
+    memory->fast = take(largest, others >= FAST_LEAVE ? ALIGNMENT : FAST_LEAVE - others, FAST_MOST,
+                        INTERNAL, &memory->fast_bytes);
+    if (!memory->fast)
+        return TLLM_E_FAST;
+    largest = heap_caps_get_largest_free_block(MALLOC_CAP_SPIRAM);
+    memory->bulk = take(largest, BULK_LEAVE, SIZE_MAX, MALLOC_CAP_SPIRAM, &memory->bulk_bytes);
+    return memory->bulk ? 0 : TLLM_E_BULK;
+}
