@@ -125,7 +125,7 @@ static bool tensor_ok(const struct tllm_model *m, uint32_t index) {
 int tllm_model_check(const struct tllm_model *model) {
     if (!dimensions_ok(model))
         return TLLM_E_LIMIT;
-    if (!facts_ok(model) || !files_ok(model) || memchr(model->name, 0, sizeof model->name) == NULL)
+    if (!facts_ok(model) || !files_ok(model) || model->name[31] != '\0')
         return TLLM_E_FORMAT;
     for (uint32_t i = 0; i < model->n_tensors; i++)
         if (!tensor_ok(model, i))
