@@ -146,7 +146,10 @@ def test_partitions_fit_the_flash() -> None:
 
 @pytest.mark.parametrize(
     ("strict", "expected"),
-    [("0", {"passed": 1, "skipped": 3}), ("1", {"passed": 1, "skipped": 1, "failed": 2})],
+    [
+        ("0", {"passed": 1, "skipped": 3}),
+        ("1", {"passed": 1, "skipped": 1, "failed": 1, "error": 1}),
+    ],
 )
 def test_strict_runs_allow_no_skip(tmp_path: Path, strict: str, expected: dict[str, int]) -> None:
     (tmp_path / "conftest.py").write_text(read("tests/conftest.py"), encoding="utf-8")
@@ -169,7 +172,7 @@ def test_strict_runs_allow_no_skip(tmp_path: Path, strict: str, expected: dict[s
     )
     run = subprocess.run(
         [
-            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n0", "-q", str(tmp_path)),
+            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n0", str(tmp_path)),
             *("-c", str(REPOSITORY / "pyproject.toml"), "--rootdir", str(tmp_path)),
         ],
         cwd=tmp_path,
@@ -179,5 +182,6 @@ def test_strict_runs_allow_no_skip(tmp_path: Path, strict: str, expected: dict[s
         check=False,
         timeout=60,
     )
-    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped)", run.stdout)}
+    found = re.findall(r"(\d+) (passed|failed|skipped|error)", run.stdout)
+    counts = {word: int(n) for n, word in found}
     assert counts == expected, run.stdout
