@@ -33,11 +33,15 @@ def engine_library() -> Path:
 
 
 def bundled_models() -> list[Path]:
-    """Returns the folders of the models that come with the kit, by name."""
+    """Returns the folders of the models that come with the kit, checkpoints or packages, by name.
+
+    In a checkout that is not installed, those that a user put into weights/ are among them.
+    """
     folder = _PACKAGE / "_weights"
     if not folder.is_dir():
         folder = _PACKAGE.parent / "weights"
-    return sorted(path.parent for path in folder.glob("*/manifest.json"))
+    found = [*folder.glob("*/config.json"), *folder.glob("*/manifest.json")]
+    return sorted({path.parent for path in found})
 
 
 def bundled_model(name: str) -> Path:

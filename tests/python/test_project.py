@@ -70,7 +70,15 @@ def test_unknown_bundled_model_is_explained() -> None:
         resources.bundled_model("nonesuch")
 
 
-def test_import_is_quick_and_does_no_work() -> None:
+def test_bundled_models_are_those_kept_in_git() -> None:
+    kept = set(re.findall(r"^!/weights/([^/]+)/$", read(".gitignore"), re.M))
+    listed = re.search(r"set\(bundled_models (.+)\)", read("firmware/ports/posix/CMakeLists.txt"))
+    assert listed is not None
+    assert set(listed[1].split()) == kept
+    assert {path.name for path in resources.bundled_models()} >= kept
+
+
+def test_import_loads_nothing_heavy() -> None:
     code = "import host.cli, sys; print(*sorted(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "transformers", "serial", "esptool"} & set(run.stdout.split())
