@@ -1,0 +1,109 @@
+"""The evaluation: its arithmetic on networks whose answer is known, and the bundled model."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from typer import Typer
+from typer.testing import CliRunner
+
+from tools.train_evaluate import compare, main, measure, windows
+from tools.train_network import Llama, Shape, save_huggingface
+from tools.train_vocabulary import save_tokenizer, train_tokenizer
+
+BUNDLED = Path(__file__).resolve().parents[2] / "weights" / "storyteller-1m"
+SHAPE = Shape(vocabulary=320, hidden=16, layers=1, heads=2, kv_heads=1, feed_forward=24, context=32)
+
+
+@given(length=st.integers(2, 3000), context=st.integers(2, 600))
+def test_windows_score_every_token_once(length: int, context: int) -> None:
+    scored: list[int] = []
+    for start, skipped in windows(length, context):
+        assert skipped >= 1
+        scored.extend(range(start + skipped, min(start + context, length)))
+    assert scored == list(range(1, length))
+
+
+@pytest.fixture
+def model(tmp_path: Path, text_folder: Path) -> Path:
+    """A network that knows nothing: every token is equally likely."""
+    network = Llama(SHAPE)
+    network.initialize(0)
+    with torch.no_grad():
+        network.model.norm.weight.zero_()
+    folder = tmp_path / "model"
+    save_huggingface(network, folder)
+    train_tokenizer([text_folder / "stories.txt"], 320, tmp_path / "tokenizer.model")
+    save_tokenizer(tmp_path / "tokenizer.model", folder, 32)
+    return folder
+
+
+def test_uniform_network_costs_the_vocabulary(model: Path, text_folder: Path) -> None:
+    text = (text_folder / "stories.txt").read_text(encoding="utf-8")
+    measured = measure(model, text, 32)
+    expected = measured.tokens * math.log2(320) / len(text.encode())
+    assert measured.bits_per_byte == pytest.approx(expected, rel=1e-6)
+    assert measured.int8_mean_kl == pytest.approx(0.0, abs=1e-9)
+    assert measured.int8_top1 == 1.0
+
+
+def test_rounding_costs_what_the_definition_says() -> None:
+    network = Llama(SHAPE)
+    network.initialize(5)
+    ids = torch.randint(0, 320, (32,), generator=torch.Generator().manual_seed(0))
+    nats, rounded_nats, divergence, agreement = compare(network, ids, 32)
+    rounded = Llama(SHAPE)
+    rounded.load_state_dict(
+        {
+            name: w if w.ndim < 2 else (w * 127 / w.abs().max()).round() * w.abs().max() / 127
+            for name, w in network.state_dict().items()
+        }
+    )
+    with torch.inference_mode():
+        p = network(ids[None])[0, :-1].double().softmax(-1)
+        q = rounded(ids[None])[0, :-1].double().softmax(-1)
+    assert nats == pytest.approx(-float(p.log()[range(31), ids[1:]].sum()))
+    assert rounded_nats == pytest.approx(-float(q.log()[range(31), ids[1:]].sum()))
+    assert divergence == pytest.approx(float((p * (p / q).log()).sum() / 31), rel=1e-3)
+    assert divergence > 1e-7
+    assert agreement == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
+
+
+def test_command_prints_json_and_refuses_what_it_cannot_measure(
+    model: Path, text_folder: Path
+) -> None:
+    app = Typer()
+    app.command()(main)
+    text = str(text_folder / "stories.txt")
+    result = CliRunner().invoke(app, [text, str(model), "--context", "32", "--json"])
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["parameters"] == sum(
+        p.numel() for p in Llama(SHAPE).parameters()
+    )
+    for arguments, said in (
+        ([text, str(model), "--context", "33"], "lower --context"),
+        ([text, str(model / "nothing")], "does not exist"),
+        ([str(text_folder / "none"), str(model)], "No such file"),
+    ):
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 2
+        assert said in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+def test_bundled_model_keeps_what_its_card_promises(shared_dir: Path) -> None:
+    text = (shared_dir / "text" / "tinystories-valid.txt").read_text(encoding="utf-8")
+    ours = measure(BUNDLED, text, 512)
+    theirs = measure(shared_dir / "models" / "stories260K" / "stories260K.bin", text, 512)
+    assert ours.bits_per_byte <= 1.05 * theirs.bits_per_byte
+    assert ours.int8_mean_kl <= 0.004
+    assert ours.int8_top1 >= 0.96
+    assert sum(path.stat().st_size for path in BUNDLED.iterdir()) <= 8_000_000
