@@ -35,6 +35,7 @@ enum dev_error {
 #define DEV_LINE     2048u /* bytes of a console line */
 #define DEV_WINDOW   8u    /* chunks that an upload may be ahead of what is written */
 #define DEV_HANDLES  8u    /* files of the model that are open at once */
+#define DEV_PIECE    1024u /* bytes of one token's text at most, and 16 */
 #define DEV_PATH     64u   /* bytes of a path, with its NUL */
 #define DEV_SENTENCE 256u  /* bytes of an error's text, with its NUL */
 
@@ -201,10 +202,11 @@ struct dev {
 
     struct dev_frame frame;
     struct dev_line_editor line;
-    uint64_t frame_us;  /* when the last byte of a frame came */
+    uint32_t frame_bytes; /* since the last zero */
+    uint64_t frame_us;    /* when the last byte of a frame came */
     bool link;          /* frames were the last thing that came */
     int line_error;     /* the line is closed */
-    uint32_t baud, baud_before;
+    uint32_t baud, baud_before, baud_asked;
     uint64_t baud_until; /* 0: the rate is settled */
     bool restart;
 
@@ -225,7 +227,6 @@ struct dev {
     char load_error[DEV_SENTENCE];
     bool card_mounted;
     uint64_t retry_us; /* when the card is looked for again */
-    uint32_t slot_sequence, slot_index;
     char dir[DEV_PATH]; /* of the current package; "" is the root */
 
     struct tllm_model parsed;
@@ -237,11 +238,15 @@ struct dev {
     struct dev_resident *resident; /* one a file */
     void *engine_fast, *engine_bulk;
     struct tllm_config engine_config;
-    uint32_t *prompt; /* engine.context tokens */
+    uint32_t loaded;  /* bytes, while a model is loaded */
+    uint32_t *tokens; /* the session's, engine.context of them */
+    uint8_t *turns;
+    uint32_t *prompt; /* prompt_room tokens */
+    uint32_t prompt_room;
     void *scratch;
     size_t scratch_bytes;
-    char *piece; /* one token's text */
-    uint32_t piece_bytes;
+    char *piece; /* DEV_PIECE: one token's text */
+    uint8_t *vocabulary; /* tokenizer.bin */
     bool logits; /* engine.logits are of the last position */
 
     struct {

@@ -1,0 +1,240 @@
+/* The card: mounting, slots, retried reads, and the engine's view of the model's files. */
+#include "internal.h"
+
+#define TRIES      3u
+#define SLOT_BYTES 64u
+
+static const char *const slot_paths[2] = {"/tllm/slot0", "/tllm/slot1"};
+
+/* ---- handles of the model's files ---- */
+
+void dev_close_handles(struct dev *dev) {
+    for (uint32_t i = 0; i < DEV_HANDLES; ++i) {
+        if (dev->handles[i].handle >= 0) {
+            dev->port->file_close(dev->port->ctx, dev->handles[i].handle);
+            dev->handles[i].handle = -1;
+        }
+    }
+}
+
+void dev_package_path(char *path, const char *dir, const char *name) {
+    struct dev_text text;
+    dev_text_start(&text, path, DEV_PATH);
+    dev_text_add(&text, dir);
+    dev_text_add(&text, "/");
+    dev_text_add(&text, name);
+}
+
+void dev_package_dir(char *dir, const uint8_t *fingerprint) {
+    struct dev_text text;
+    dev_text_start(&text, dir, DEV_PATH);
+    dev_text_add(&text, "/tllm/");
+    dev_text_hex(&text, fingerprint, 4);
+}
+
+/* The least recently used handle gives way. */
+static int open_model_file(struct dev *dev, uint32_t file) {
+    uint32_t oldest = 0;
+    for (uint32_t i = 0; i < DEV_HANDLES; ++i) {
+        if (dev->handles[i].handle >= 0 && dev->handles[i].file == file) {
+            dev->handles[i].used = ++dev->handle_clock;
+            return dev->handles[i].handle;
+        }
+        if (dev->handles[oldest].handle >= 0 &&
+            (dev->handles[i].handle < 0 || dev->handles[i].used < dev->handles[oldest].used)) {
+            oldest = i;
+        }
+    }
+    if (dev->handles[oldest].handle >= 0) {
+        dev->port->file_close(dev->port->ctx, dev->handles[oldest].handle);
+    }
+    char path[DEV_PATH];
+    dev_package_path(path, dev->dir, dev->model->files[file].name);
+    const int handle = dev->port->file_open(dev->port->ctx, path, DEV_READ);
+    dev->handles[oldest].handle = handle < 0 ? -1 : handle;
+    dev->handles[oldest].file = file;
+    dev->handles[oldest].used = ++dev->handle_clock;
+    return handle;
+}
+
+/* ---- mounting ---- */
+
+int dev_card_mount(struct dev *dev, bool slower) {
+    dev_close_handles(dev);
+    if (dev->upload.file >= 0) {
+        dev->port->file_close(dev->port->ctx, dev->upload.file);
+        dev->upload.file = -1;
+    }
+    if (slower) {
+        dev->counts.remounts++;
+    }
+    const int status = dev->port->card_mount(dev->port->ctx, slower);
+    dev->card_mounted = status == 0;
+    return status;
+}
+
+void dev_card_gone(struct dev *dev) {
+    dev_unload(dev);
+    dev->card_mounted = false;
+    dev->state = DEV_NO_CARD;
+    dev->load_status = DEV_E_NO_CARD;
+    dev->retry_us = dev_now(dev) + 1000000;
+    struct dev_text text;
+    dev_text_start(&text, dev->load_error, sizeof dev->load_error);
+    dev_text_add(&text, "There is no card, or it cannot be read: put one in.");
+}
+
+/* ---- reads ---- */
+
+static int read_all(struct dev *dev, int file, uint32_t offset, void *dst, uint32_t len) {
+    const int got = dev->port->file_read(dev->port->ctx, file, offset, dst, len);
+    if (got < 0) {
+        return got;
+    }
+    return (uint32_t)got == len ? 0 : TLLM_E_IO;
+}
+
+int dev_file_read(struct dev *dev, int file, uint32_t offset, void *dst, uint32_t len) {
+    int status = TLLM_E_IO;
+    for (uint32_t i = 0; i < TRIES && status != 0; ++i) {
+        status = read_all(dev, file, offset, dst, len);
+        dev->counts.read_errors += status != 0;
+    }
+    return status;
+}
+
+static int model_read_once(struct dev *dev, uint32_t file, uint32_t offset, void *dst,
+                           uint32_t len) {
+    const int handle = open_model_file(dev, file);
+    return handle < 0 ? handle : read_all(dev, handle, offset, dst, len);
+}
+
+int dev_model_read(struct dev *dev, uint32_t file, uint32_t offset, void *dst, uint32_t len) {
+    int status = model_read_once(dev, file, offset, dst, len);
+    for (uint32_t i = 1; i < TRIES && status != 0; ++i) {
+        dev->counts.read_errors++;
+        dev_close_handles(dev);
+        status = model_read_once(dev, file, offset, dst, len);
+    }
+    if (status != 0) {
+        dev->counts.read_errors++;
+        status = dev_card_mount(dev, true);
+        if (status == 0) {
+            status = model_read_once(dev, file, offset, dst, len);
+        }
+    }
+    if (status != 0) {
+        dev->fault = (struct tllm_fault){file, offset, len};
+    }
+    return status == 0 || status == DEV_E_NO_CARD ? status : DEV_E_CARD_READ;
+}
+
+/* ---- the engine's seam ---- */
+
+static int engine_read(void *ctx, uint32_t file, uint32_t offset, void *dst, uint32_t len) {
+    return dev_model_read(ctx, file, offset, dst, len);
+}
+
+static void engine_prefetch(void *ctx, uint32_t file, uint32_t offset, void *dst, uint32_t len) {
+    struct dev *dev = ctx;
+    const int handle = open_model_file(dev, file);
+    if (handle >= 0) {
+        dev->port->file_prefetch(dev->port->ctx, handle, offset, dst, len);
+    }
+}
+
+static const void *engine_map(void *ctx, uint32_t file, uint32_t offset, uint32_t len) {
+    const struct dev *dev = ctx;
+    const struct dev_resident *resident = &dev->resident[file];
+    if (offset > resident->bytes || len > resident->bytes - offset) {
+        return NULL;
+    }
+    return resident->data + offset;
+}
+
+static void engine_parallel(void *ctx, void (*fn)(void *arg, uint32_t part, uint32_t parts),
+                            void *arg, uint32_t parts) {
+    const struct dev *dev = ctx;
+    dev->port->parallel(dev->port->ctx, fn, arg, parts);
+}
+
+static uint64_t engine_now(void *ctx) {
+    return dev_now(ctx);
+}
+
+static int engine_yield(void *ctx) {
+    return dev_busy(ctx);
+}
+
+void dev_card_port(struct dev *dev) {
+    dev->engine_port = (struct tllm_port){
+        .ctx = dev,
+        .read = engine_read,
+        .prefetch = dev->port->file_prefetch != NULL ? engine_prefetch : NULL,
+        .map = engine_map,
+        .parallel = dev->port->parallel != NULL ? engine_parallel : NULL,
+        .now_us = engine_now,
+        .yield = engine_yield,
+    };
+}
+
+/* ---- slots ---- */
+
+static bool slot_parse(const uint8_t *slot, uint32_t *sequence, uint8_t *fingerprint) {
+    if (memcmp(slot, "TSLT", 4) != 0 || tllm_crc32(0, slot, 60) != dev_get_u32(slot + 60)) {
+        return false;
+    }
+    *sequence = dev_get_u32(slot + 4);
+    memcpy(fingerprint, slot + 8, 32);
+    return true;
+}
+
+int dev_slots_read(struct dev *dev, struct dev_slots *slots) {
+    const struct dev_port *port = dev->port;
+    memset(slots, 0, sizeof *slots);
+    for (uint32_t i = 0; i < 2; ++i) {
+        uint32_t size = 0;
+        int status = port->file_size(port->ctx, slot_paths[i], &size);
+        if (status == DEV_E_FS || (status == 0 && size != SLOT_BYTES)) {
+            continue;
+        }
+        const int file = status < 0 ? status : port->file_open(port->ctx, slot_paths[i], DEV_READ);
+        if (file < 0) {
+            return file;
+        }
+        status = dev_file_read(dev, file, 0, dev->io, SLOT_BYTES);
+        port->file_close(port->ctx, file);
+        if (status < 0) {
+            return status;
+        }
+        slots->valid[i] = slot_parse(dev->io, &slots->sequence[i], slots->fingerprint[i]);
+    }
+    return 0;
+}
+
+int dev_slots_switch(struct dev *dev, const uint8_t *fingerprint) {
+    const struct dev_port *port = dev->port;
+    struct dev_slots slots;
+    int status = dev_slots_read(dev, &slots);
+    if (status < 0) {
+        return status;
+    }
+    const uint32_t current =
+        slots.valid[1] && (!slots.valid[0] || slots.sequence[1] > slots.sequence[0]);
+    const uint32_t other = slots.valid[current] ? 1 - current : 0;
+    uint8_t *slot = dev->io;
+    memset(slot, 0, SLOT_BYTES);
+    memcpy(slot, "TSLT", 4);
+    dev_set_u32(slot + 4, slots.valid[current] ? slots.sequence[current] + 1 : 1);
+    memcpy(slot + 8, fingerprint, 32);
+    dev_set_u32(slot + 60, tllm_crc32(0, slot, 60));
+    const int file = port->file_open(port->ctx, slot_paths[other], DEV_WRITE);
+    if (file < 0) {
+        return file;
+    }
+    status = port->file_write(port->ctx, file, 0, slot, SLOT_BYTES);
+    status = status == 0 ? port->file_truncate(port->ctx, file, SLOT_BYTES) : status;
+    status = status == 0 ? port->file_sync(port->ctx, file) : status;
+    const int closed = port->file_close(port->ctx, file);
+    return status == 0 ? closed : status;
+}
