@@ -199,6 +199,7 @@ class Run:
         self.step = 0
         self.seconds = 0.0
         self.curve: list[dict[str, float]] = []
+        self.teacher_held_out: float | None = None
         self._resume()
 
     def _make_tokenizer(self) -> None:
@@ -343,7 +344,8 @@ class Run:
         """Trains to the end of the schedule, saving a checkpoint at every evaluation."""
         settings = self.configuration.training
         if self.teacher is not None:
-            self.console.print(f"teacher's held-out loss: {self.held_out_loss(self.teacher):.4f}")
+            self.teacher_held_out = round(self.held_out_loss(self.teacher), 4)
+            self.console.print(f"teacher's held-out loss: {self.teacher_held_out}")
         remaining: Iterable[int] = range(self.step, settings.steps)
         if self.console.is_terminal:
             remaining = track(
@@ -355,9 +357,9 @@ class Run:
             )
         recent: list[float] = []
         for _ in remaining:
-            recent.append(self.train_step())
             if self.progress >= 1:
                 break
+            recent.append(self.train_step())
             if self.step % settings.evaluate_every == 0:
                 self._report(recent)
                 recent = []
@@ -401,7 +403,8 @@ class Run:
         output = self.configuration.output
         save_huggingface(self.network, output)
         save_tokenizer(self.tokenizer_model, output, self.configuration.model.context)
-        write_json(output / "training.json", {**self._description(), "curve": self.curve})
+        report = {"teacher_held_out": self.teacher_held_out, "curve": self.curve}
+        write_json(output / "training.json", {**self._description(), **report})
 
     def _description(self) -> dict[str, Any]:
         c = self.configuration

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -17,6 +19,8 @@ from tools.train_data import find_texts, read_stories, without_overlap
 from tools.train_model import Run, main, read_configuration, schedule
 from tools.train_network import TrainingError
 from tools.train_optimizer import orthogonalize
+from tools.train_plot import draw
+from tools.train_plot import main as plot
 from tools.train_quantize import clip_outliers, round_int8, straight_through
 
 
@@ -206,4 +210,30 @@ def test_outliers_are_clipped(configuration: Path) -> None:
     limit = 4 * float(weight.detach().std())
     clip_outliers(network, 4.0)
     assert float(weight.detach().abs().max()) == pytest.approx(limit)
-    assert float(norm[0]) == 100.0
+    assert norm[0].item() == 100.0
+
+
+def test_finished_run_takes_no_further_step(configuration: Path) -> None:
+    configuration.write_text(configuration.read_text() + "minutes = 0.5\n")
+    run = start(configuration)
+    run.train_step()
+    run.seconds = 30.0
+    run.save()
+    weights = {name: weight.clone() for name, weight in run.network.state_dict().items()}
+    again = start(configuration)
+    again.train()
+    assert again.step == 1
+    for name, weight in again.network.state_dict().items():
+        assert torch.equal(weight, weights[name])
+
+
+def test_loss_curve_is_drawn(configuration: Path, tmp_path: Path) -> None:
+    start(configuration).train()
+    run = json.loads((configuration.parent / "model" / "training.json").read_text())
+    (axes,) = draw({**run, "teacher_held_out": 1.5}).axes
+    curve, teacher = axes.get_lines()
+    assert np.asarray(curve.get_ydata()).tolist() == [entry["held_out"] for entry in run["curve"]]
+    assert np.asarray(teacher.get_ydata()).tolist() == [1.5, 1.5]
+    picture = tmp_path / "loss.svg"
+    plot(configuration.parent / "model" / "training.json", picture)
+    assert "million tokens seen" in picture.read_text(encoding="utf-8")
