@@ -104,23 +104,23 @@ class JsonObject:
             raise self.wrong(f"{key} is {shown(value)}, and a list is wanted")
         return value
 
-    def object(self, key: str) -> JsonObject:
+    def child(self, key: str) -> JsonObject:
         """Returns an object.
 
         Raises:
             InputError: It is absent or no object.
         """
-        return self.as_object(self._get(key, None), key)
+        return self.as_child(self._get(key, None), key)
 
-    def objects(self, key: str) -> list[JsonObject]:
+    def children(self, key: str) -> list[JsonObject]:
         """Returns a list of objects.
 
         Raises:
             InputError: It is absent or not such a list.
         """
-        return [self.as_object(item, f"{key}[{i}]") for i, item in enumerate(self.items(key))]
+        return [self.as_child(item, f"{key}[{i}]") for i, item in enumerate(self.items(key))]
 
-    def as_object(self, value: object, key: str) -> JsonObject:
+    def as_child(self, value: object, key: str) -> JsonObject:
         """Returns a value that was found at a key, as an object.
 
         Raises:

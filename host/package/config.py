@@ -182,10 +182,10 @@ def check_scales(data: bytes, model: ModelFacts, name: str = SCALES) -> None:
     content = parse_object(data, name, _REMEDY)
     check_format(content, SCALES_FORMAT, VERSION)
     content.text("scheme")
-    tensors = content.object("tensors")
+    tensors = content.child("tensors")
     tensors.only(place.key for place in model.places)
     for place, entry in zip(model.places, model.tensors, strict=True):
-        if not _same_scale(tensors.object(place.key), place, entry.scale):
+        if not _same_scale(tensors.child(place.key), place, entry.scale):
             raise _disagree(SCALES, place.key)
 
 

@@ -153,7 +153,7 @@ def parse_manifest(data: bytes, name: str = MANIFEST) -> Manifest:
     content.only(_KEYS)
     if content.integer("chunk_bytes", 0, 1 << 32) != CHUNK_BYTES:
         raise content.wrong(f"chunk_bytes is not {CHUNK_BYTES}")
-    files = tuple(_file(entry) for entry in content.objects("files"))
+    files = tuple(_file(entry) for entry in content.children("files"))
     if len({file.name for file in files}) != len(files):
         raise content.wrong("it lists a file twice")
     fingerprint = bytes.fromhex(_hex(content, content.text("fingerprint"), 64))
