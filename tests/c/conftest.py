@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import engine_library
+from tiny_model import TinyModel
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +29,7 @@ def make_engine(library: tuple[Any, Any]) -> Callable[..., engine_library.Engine
     ffi, lib = library
 
     def make(
-        model: engine_library.TinyModel, port: engine_library.Port | None = None, **config: Any
+        model: TinyModel, port: engine_library.Port | None = None, **config: Any
     ) -> engine_library.Engine:
         return engine_library.Engine(ffi, lib, model, port or engine_library.Port(model), **config)
 

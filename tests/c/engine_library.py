@@ -71,7 +71,9 @@ class Port:
 class Engine:
     """One engine in regions of exactly the size it asks for."""
 
-    def __init__(self, ffi: cffi.FFI, lib: Any, model: TinyModel, port: Port, **config: Any):
+    def __init__(
+        self, ffi: cffi.FFI, lib: Any, model: TinyModel, port: Port, **config: Any
+    ) -> None:
         self.ffi, self.lib, self.port, self.model = ffi, lib, port, model
         self.descriptor = ffi.from_buffer(model.descriptor())
         storage = lib.tllm_descriptor_storage(self.descriptor, len(self.descriptor))

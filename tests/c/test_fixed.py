@@ -30,7 +30,8 @@ def ffi(library: tuple[Any, Any]) -> Any:
 
 def rounded(v: int, n: int) -> int:
     """The nearest integer to v / 2^n, ties up, from exact integers."""
-    return (2 * v + 2**n) // 2 ** (n + 1)
+    nearest: int = (2 * v + 2**n) // 2 ** (n + 1)
+    return nearest
 
 
 @given(v=INT64, n=st.integers(0, 62))

@@ -1,0 +1,205 @@
+"""Sessions: docs/NUMERICS.md section 7."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import engine_library as el
+import pytest
+from tiny_model import Shape, TinyModel, make_model
+
+TOO_LONG = -11
+STOP, DROP = 0, 1
+END_STOP_TOKEN, END_CONTEXT, END_CANCELLED = 1, 3, 4
+MakeEngine = Callable[..., el.Engine]
+SHAPE = Shape(layers=1, context=16)
+
+
+class Session:
+    """A session and its buffers."""
+
+    def __init__(self, engine: el.Engine, policy: int = STOP) -> None:
+        self.engine, ffi = engine, engine.ffi
+        self.tokens = ffi.new("uint32_t[]", engine.engine.context)
+        self.turn_start = ffi.new("uint8_t[]", engine.engine.context)
+        self.struct = ffi.new("struct tllm_session *")
+        engine.lib.tllm_session_init(self.struct, engine.engine, self.tokens, self.turn_start)
+        self.struct.policy = policy
+
+    def prompt(self, *tokens: int) -> int:
+        return int(self.engine.lib.tllm_session_prompt(self.struct, tokens, len(tokens)))
+
+    def next(self) -> tuple[int, int, int]:
+        """(answer, token, end)."""
+        token = self.engine.ffi.new("uint32_t *", 999)
+        end = self.engine.ffi.new("enum tllm_end *")
+        answer = self.engine.lib.tllm_session_next(self.struct, token, end)
+        return int(answer), int(token[0]), int(end[0])
+
+    @property
+    def held(self) -> list[int]:
+        return [int(self.tokens[i]) for i in range(self.struct.n)]
+
+    @property
+    def turns(self) -> list[int]:
+        return [i for i in range(self.struct.n) if self.turn_start[i]]
+
+
+@pytest.fixture(scope="module")
+def model() -> TinyModel:
+    return make_model(SHAPE)
+
+
+def greedy(make_engine: MakeEngine, model: TinyModel, tokens: list[int]) -> int:
+    engine = make_engine(model)
+    assert engine.feed(tokens) == 0
+    return engine.logits.index(max(engine.logits))
+
+
+def test_an_answer_is_greedy_decoding(make_engine: MakeEngine, model: TinyModel) -> None:
+    session = Session(make_engine(model))
+    assert session.prompt(50, 60, 70) == 0
+    assert session.held == [1, 50, 60, 70]
+    for _ in range(5):
+        expected = greedy(make_engine, model, session.held)
+        assert expected not in (1, 2)
+        assert session.next() == (1, expected, 0)
+        assert session.held[-1] == expected
+        assert session.engine.n_past == len(session.held) - 1
+
+
+def test_bos_only_in_front_of_an_empty_list(make_engine: MakeEngine, model: TinyModel) -> None:
+    session = Session(make_engine(model))
+    assert session.prompt(5) == 0
+    assert session.prompt(6, 7) == 0
+    assert session.held == [1, 5, 6, 7]
+    assert session.turns == [0, 2]
+    session.engine.lib.tllm_session_reset(session.struct)
+    assert session.prompt(8) == 0
+    assert session.held == [1, 8]
+
+
+def test_a_model_without_bos(make_engine: MakeEngine) -> None:
+    model = make_model(SHAPE)
+    model.add_bos = False
+    session = Session(make_engine(model))
+    assert session.prompt(5, 6) == 0
+    assert session.held == [5, 6]
+
+
+@pytest.mark.parametrize("stop", ["eos", "bos"])
+def test_a_stop_token_ends_the_answer_and_is_not_kept(
+    make_engine: MakeEngine, model: TinyModel, stop: str
+) -> None:
+    sampled = greedy(make_engine, model, [1, 5, 6])
+    ending = make_model(SHAPE)
+    ending.add_bos = False
+    setattr(ending, stop, sampled)
+    session = Session(make_engine(ending))
+    assert session.prompt(1, 5, 6) == 0
+    for _ in range(2):  # and again: nothing is left to evaluate, the answer is the same
+        assert session.next() == (0, 999, END_STOP_TOKEN)
+        assert session.held == [1, 5, 6]
+
+
+def test_a_prompt_longer_than_the_context_is_refused(
+    make_engine: MakeEngine, model: TinyModel
+) -> None:
+    for policy in (STOP, DROP):
+        session = Session(make_engine(model), policy)
+        assert session.prompt(*[4] * 15) == TOO_LONG  # and BOS: 16 > 15
+        assert session.held == []
+        assert session.prompt(*[4] * 14) == 0
+        assert session.prompt(*[4] * 16) == TOO_LONG
+        assert session.prompt(97) == el.ARG
+        assert len(session.held) == 15
+
+
+def test_stop_refuses_what_does_not_fit(make_engine: MakeEngine, model: TinyModel) -> None:
+    session = Session(make_engine(model))
+    assert session.prompt(*[4] * 10) == 0
+    assert session.prompt(*[5] * 5) == el.CONTEXT
+    assert len(session.held) == 11
+    assert session.prompt(*[5] * 4) == 0
+
+
+def test_stop_ends_an_answer_where_the_context_ends(
+    make_engine: MakeEngine, model: TinyModel
+) -> None:
+    session = Session(make_engine(model))
+    assert session.prompt(*range(20, 33)) == 0
+    assert session.next()[0] == session.next()[0] == 1
+    assert len(session.held) == 16
+    assert session.next() == (0, 999, END_CONTEXT)
+
+
+def test_drop_removes_whole_turns_first(make_engine: MakeEngine, model: TinyModel) -> None:
+    session = Session(make_engine(model), DROP)
+    assert session.prompt(10, 11, 12) == 0
+    assert session.prompt(20, 21, 22, 23) == 0
+    assert session.prompt(30, 31, 32, 33) == 0
+    assert session.turns == [0, 4, 8]
+    assert session.prompt(40, 41, 42, 43) == 0  # 12 + 4 > 15: at most 16 - 5 = 11 may stay
+    assert session.held == [1, 20, 21, 22, 23, 30, 31, 32, 33, 40, 41, 42, 43]
+    assert session.turns == [0, 5, 9]
+    assert session.prompt(*range(50, 60)) == 0  # at most 5: two turns go, the third just fits
+    assert session.held == [1, 40, 41, 42, 43, *range(50, 60)]
+    assert session.turns == [0, 5]
+
+
+def test_drop_cuts_the_last_turn(make_engine: MakeEngine, model: TinyModel) -> None:
+    session = Session(make_engine(model), DROP)
+    assert session.prompt(*range(20, 34)) == 0
+    answer, token, _ = session.next()
+    assert answer == 1
+    assert len(session.held) == 16
+    expected = [1, *range(24, 34), token]  # at most 16 - 16 / 4 = 12
+    following = greedy(make_engine, model, expected)
+    assert session.next() == (1, following, 0)
+    assert session.held == [*expected, following]
+    assert session.turns == [0]
+
+
+def test_a_prompt_that_leaves_room_for_nothing_else(
+    make_engine: MakeEngine, model: TinyModel
+) -> None:
+    session = Session(make_engine(model), DROP)
+    assert session.prompt(5, 6) == 0
+    assert session.prompt(*range(20, 34)) == 0  # 14: one token may stay, BOS
+    assert session.held == [1, *range(20, 34)]
+    assert session.prompt(*range(40, 55)) == 0  # 15: none may
+    assert session.held == [*range(40, 55)]
+    assert session.turns == [0]
+    assert session.next()[0] == 1
+
+
+def test_cancelled_and_failed_it_goes_on(make_engine: MakeEngine, model: TinyModel) -> None:
+    expected = greedy(make_engine, model, [1, *range(20, 32)])
+    port = el.Port(model, cancel_at=15)
+    session = Session(make_engine(model, port, batch=2))
+    assert session.prompt(*range(20, 32)) == 0
+    assert session.next() == (0, 999, END_CANCELLED)
+    assert 0 < session.engine.n_past < 12
+    port.fail_read = lambda _f, _a, _n: -321
+    assert session.next()[0] == -321
+    port.fail_read = lambda _f, _a, _n: 0
+    assert session.next() == (1, expected, 0)
+
+
+def test_nothing_to_say_to_nothing(make_engine: MakeEngine, model: TinyModel) -> None:
+    assert Session(make_engine(model)).next()[0] == el.ARG
+
+
+def test_same_seed_same_tokens(make_engine: MakeEngine, model: TinyModel) -> None:
+    def answer(seed: int) -> list[int]:
+        session = Session(make_engine(model))
+        session.struct.sampling.temperature = 131072
+        session.struct.sampling.penalty = 80000
+        session.struct.rng.state = seed
+        assert session.prompt(3, 4) == 0
+        for _ in range(8):
+            session.next()
+        return session.held
+
+    assert answer(7) == answer(7)
+    assert len({tuple(answer(seed)) for seed in range(6)}) > 1
