@@ -135,7 +135,7 @@ void app_main(void) {
         .parts = BOARD_CORES,
         .baud = BOARD_BAUD,
         .compiled = COMPILED_MODEL,
-        .version = "tinyllm " TLLM_VERSION " on " BOARD_NAME,
+        .version = "tinyllm " TLLM_VERSION,
     };
     if (dev_init(&dev, &config) < 0)
         refuse("The memory does not hold the board's program.\r\n");

@@ -182,7 +182,7 @@ int xq_boot(struct dev *dev, const char *card) {
         .bulk = XQ_BULK,
         .bulk_bytes = BULK_BYTES,
         .baud = 115200,
-        .version = "tinyllm " TLLM_VERSION " (lx106 in QEMU)",
+        .version = "tinyllm " TLLM_VERSION "",
     };
     board.card = card;
     board.ticks = xq_ccount();

@@ -1,9 +1,11 @@
 /* Start-up and traps of a bare lx106 in QEMU's `sim` machine (call0 ABI). */
 
         .section .reset, "ax"           /* the machine starts here, whatever the ELF entry */
-        .literal_position
         .global _start
 _start:
+        j       begin                   /* over the literals */
+        .literal_position
+begin:
         movi    a0, 0x20                /* PS: user mode, exceptions unmasked */
         wsr     a0, ps
         rsync
