@@ -15,13 +15,7 @@ class CustomTestRunner(TestRunnerBase):
     planned = None
 
     def configure_build_env(self, env):
-        """Puts the test's entry in place of the program's.
-
-        Options of the environment: ``custom_test_exclude`` names sources to leave out,
-        ``custom_test_wrap`` a function to which the linker prefers the test's ``__wrap_`` one.
-        """
-        excluded = env.GetProjectOption("custom_test_exclude", "").split()
-        env.Append(SRC_FILTER=[f"-<{pattern}>" for pattern in excluded])
+        """Makes the linker prefer the test's ``__wrap_NAME`` to the program's entry NAME."""
         wrapped = env.GetProjectOption("custom_test_wrap", "").split()
         env.Append(LINKFLAGS=[f"-Wl,--wrap={name}" for name in wrapped])
         return env
