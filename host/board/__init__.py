@@ -1,0 +1,1 @@
+"""What the commands that meet a board do: simulate, chat, verify, upload, flash, doctor."""

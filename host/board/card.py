@@ -1,0 +1,267 @@
+"""`host card`: a package onto a mounted card, into a folder, or into a FAT32 image.
+
+What a card is, docs/FORMAT.md says: the package in `/tllm/XXXXXXXX/`, and two slots, the newer of
+which names the current package. Every file is written under another name, synced, read back,
+compared and renamed, and the slot comes last, so that a card pulled out at any moment holds the
+old model or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from host.board.contents import SLOT_BYTES, CardFile, Contents, next_slot
+from host.board.fat32 import MIN_BYTES, SECTOR, format_fat32
+from host.board.ui import size_text
+from host.errors import InputError, OutputError, ToolError, explain_os_error
+
+_ROOT = "tllm"
+_SLOTS = ("slot0", "slot1")
+_BLOCK = 1 << 20
+_SPARE_BYTES = 4 << 20
+
+
+@dataclass
+class Written:
+    """How it went. Sizes in bytes."""
+
+    where: str
+    files: int = 0
+    skipped: int = 0
+    bytes: int = 0
+    switched: bool = False
+
+    def sentence(self) -> str:
+        """The result in a line."""
+        same = f", {self.skipped} were there already" if self.skipped else ""
+        return (
+            f"{self.where}: {self.files} files written ({size_text(self.bytes)}){same}, read back "
+            "and equal."
+        )
+
+
+Progress = Callable[[int], None]
+
+
+def write_target(target: Path, contents: Contents, progress: Progress = lambda _: None) -> Written:
+    """Writes a package to a folder, a mounted card or, where the name ends in `.img`, an image.
+
+    Raises:
+        OutputError: It does not fit, or the card does not keep what is written.
+        InputError: The target cannot be used.
+    """
+    if target.suffix == ".img":
+        return write_image(target, contents, progress)
+    if target.is_block_device():
+        raise InputError(
+            f"{target} is a disk, not a folder",
+            "Mount it and name the mount point, or make a .img file and copy it with `dd`",
+        )
+    return write_card(target, contents, progress)
+
+
+def write_card(card: Path, contents: Contents, progress: Progress = lambda _: None) -> Written:
+    """Writes a package to a card's folder and makes it current. What is there and equal stays.
+
+    Raises:
+        OutputError: It does not fit, or the card does not keep what is written.
+    """
+    done = Written(str(card))
+    folder = card / _ROOT / contents.folder
+    try:
+        if not card.is_dir():
+            if not card.parent.is_dir():
+                raise InputError(f"{card.parent} does not exist", "Mount the card, check its name")
+            card.mkdir()
+        todo = []
+        for file in contents.files:
+            if _is_equal(folder / file.name, file):
+                done.skipped += 1
+                progress(file.size)
+            else:
+                todo.append(file)
+        _check_space(card, todo, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in todo:
+            _write_file(folder, file, progress)
+            done.files += 1
+            done.bytes += file.size
+        _sync_folder(folder)
+        done.switched = _switch(card / _ROOT, contents.fingerprint)
+    except OSError as exc:
+        raise explain_os_error(exc) from exc
+    return done
+
+
+def _check_space(card: Path, todo: list[CardFile], folder: Path) -> None:
+    held = 0
+    for file in todo:
+        with contextlib.suppress(OSError):
+            held += (folder / f"{file.name}.part").stat().st_size
+    need, free = sum(file.size for file in todo), shutil.disk_usage(card).free + held
+    if need > free:
+        raise OutputError(
+            f"{card} has {free:,} bytes free, and the package needs {need:,}",
+            "Remove files from the card, or use a larger one",
+        )
+
+
+def _is_equal(path: Path, file: CardFile) -> bool:
+    if not path.is_file() or path.stat().st_size != file.size:
+        return False
+    return _crc_of(path) == file.crc32
+
+
+def _crc_of(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as handle:
+        if hasattr(os, "posix_fadvise"):
+            # From the card, not from what this computer remembers of writing it.
+            os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        while data := handle.read(_BLOCK):
+            crc = zlib.crc32(data, crc)
+    return crc
+
+
+def _write_file(folder: Path, file: CardFile, progress: Progress) -> None:
+    part = folder / f"{file.name}.part"
+    try:
+        with part.open("wb") as handle:
+            for offset in range(0, file.size, _BLOCK):
+                data = file.read(offset, min(_BLOCK, file.size - offset))
+                handle.write(data)
+                progress(len(data))
+            handle.flush()
+            os.fsync(handle.fileno())
+        if part.stat().st_size != file.size or _crc_of(part) != file.crc32:
+            raise OutputError(
+                f"{part} does not read back as it was written", "Try another card or reader"
+            )
+        part.replace(folder / file.name)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+
+
+def _switch(root: Path, fingerprint: str) -> bool:
+    paths = [root / name for name in _SLOTS]
+    first, second = (path.read_bytes()[:SLOT_BYTES] if path.is_file() else b"" for path in paths)
+    choice = next_slot((first, second), fingerprint)
+    if choice is None:
+        return False
+    index, data = choice
+    # In place, as the board does it: the other slot stays valid whatever happens here.
+    handle = os.open(paths[index], os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        os.write(handle, data)
+        os.ftruncate(handle, len(data))
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    _sync_folder(root)
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_image(image: Path, contents: Contents, progress: Progress = lambda _: None) -> Written:
+    """Makes a FAT32 image with the package on it, for `dd` and emulators.
+
+    The image has no partition table, which boards and computers accept; it is at least 64 MiB, as
+    FAT32 asks for more than 65,525 clusters, and mostly holes.
+
+    Raises:
+        ToolError: fatfs-ng is not installed.
+        OutputError: It cannot be written.
+    """
+    try:
+        import fatfs
+    except ImportError:
+        raise ToolError(
+            "To make an image, fatfs-ng is missing",
+            "Run `pip install fatfs-ng`, or write to a mounted card or a folder instead",
+        ) from None
+    size = max(MIN_BYTES, contents.size + contents.size // 16 + _SPARE_BYTES)
+    storage = bytearray(-(-size // _BLOCK) * _BLOCK)
+    format_fat32(storage, "TINYLLM", contents.fingerprint.encode())
+    base = fatfs.Partition(fatfs.RamDisk(storage, sector_size=SECTOR))
+    done = Written(str(image))
+    try:
+        base.mount()
+        fat = fatfs.PartitionExtended(base)
+        root = f"/{_ROOT}"
+        folder = f"{root}/{contents.folder}"
+        fat.mkdir(root)
+        fat.mkdir(folder)
+        for file in contents.files:
+            data = file.read(0, file.size)
+            fat.write_file(f"{folder}/{file.name}", data)
+            if zlib.crc32(fat.read_file(f"{folder}/{file.name}")) != file.crc32:
+                raise OutputError(
+                    f"{file.name} does not read back from the image as it was written"
+                )
+            progress(file.size)
+            done.files += 1
+            done.bytes += file.size
+        choice = next_slot((b"", b""), contents.fingerprint)
+        assert choice is not None
+        fat.write_file(f"{root}/{_SLOTS[choice[0]]}", choice[1])
+        base.unmount()
+    except (fatfs.FatFSException, OSError) as exc:
+        raise ToolError(f"The FAT file system could not be made: {exc}") from exc
+    done.switched = True
+    _save_image(image, storage)
+    return done
+
+
+def _save_image(image: Path, storage: bytearray) -> None:
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            dir=image.parent, prefix=f".{image.name}.", delete=False
+        ) as handle:
+            temporary = Path(handle.name)
+            zeros = bytes(_BLOCK)
+            for offset in range(0, len(storage), _BLOCK):
+                block = storage[offset : offset + _BLOCK]
+                if block == zeros[: len(block)]:
+                    handle.seek(len(block), os.SEEK_CUR)
+                else:
+                    handle.write(block)
+            handle.truncate(len(storage))
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(image)
+    except OSError as exc:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise explain_os_error(exc, image) from exc
+
+
+def read_slot_fingerprint(card: Path) -> str | None:
+    """The fingerprint of the package that a card's folder has made current; None for none."""
+    from host.board.contents import parse_slot
+
+    found = []
+    for name in _SLOTS:
+        with contextlib.suppress(OSError):
+            if slot := parse_slot((card / _ROOT / name).read_bytes()):
+                found.append(slot)
+    return max(found)[1] if found else None

@@ -1,0 +1,133 @@
+"""`host quantize`, `host headers` and `host evaluate`: what needs no board."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from host.board import ui
+from host.errors import HostError, OutputError
+from host.models import (
+    default_output,
+    is_package,
+    name_of,
+    remember_package,
+    resolve_model,
+    resolve_package,
+)
+
+if TYPE_CHECKING:
+    from host.quantize import QuantizeReport
+
+
+def make_package(
+    model: str | None,
+    output: Path | None = None,
+    *,
+    tokenizer: Path | None = None,
+    force: bool = False,
+) -> QuantizeReport:
+    """Quantizes a checkpoint, and makes the package the one that commands take by default.
+
+    Args:
+        model: What the user wrote; the bundled model where omitted.
+        output: The package's folder; `default_output` where omitted.
+        tokenizer: Of a llama2.c ``.bin``.
+        force: Replace a package of another model.
+
+    Raises:
+        InputError: The checkpoint is missing, damaged or not supported.
+        OutputError: The folder is taken, or the disk is full.
+    """
+    from host.checkpoint import load_checkpoint
+    from host.quantize import quantize_checkpoint
+
+    path = resolve_model(model)
+    folder = output or default_output(path)
+    if not force:
+        _refuse_another(folder, name_of(path))
+    checkpoint = load_checkpoint(path, tokenizer)
+    with ui.progress("quantize", 100, counts="%") as advance:
+        before = 0
+
+        def report(_: str, done: int, total: int) -> None:
+            nonlocal before
+            percent = 100 * done // total
+            advance(percent - before)
+            before = percent
+
+        made = quantize_checkpoint(checkpoint, folder, report)
+    remember_package(folder)
+    return made
+
+
+def show_package(made: QuantizeReport, *, as_json: bool = False) -> None:
+    """Prints what became of each tensor."""
+    if as_json:
+        ui.show_json(
+            {
+                "package": str(made.path),
+                "fingerprint": made.model.fingerprint.hex(),
+                "weight_bytes": made.weight_bytes,
+                "tensors": [
+                    {
+                        "name": row.name,
+                        "file": row.file,
+                        "dtype": row.dtype,
+                        "shape": list(row.shape),
+                        "bytes": row.size,
+                        "scale": row.scale.value,
+                        "snr_db": row.snr_db,
+                        "clipped": row.clipped,
+                    }
+                    for row in made.rows
+                ],
+            }
+        )
+        return
+    rows = [
+        (
+            row.name,
+            " x ".join(map(str, row.shape)),
+            row.dtype,
+            f"{row.size:,}",
+            f"{row.scale.value:.6g}",
+            "-" if row.snr_db is None else f"{row.snr_db:.1f}",
+            f"{100 * row.clipped:.3f} %",
+        )
+        for row in made.rows
+    ]
+    ui.table("", ("tensor", "shape", "type", "bytes", "scale", "SNR dB", "clipped"), rows)
+    ui.say(
+        f"{made.path}: {made.weight_bytes:,} bytes of weights, fingerprint "
+        f"{made.model.fingerprint.hex()[:8]}"
+    )
+
+
+def _refuse_another(folder: Path, name: str) -> None:
+    from host.package import Package
+
+    if not is_package(folder):
+        return
+    try:
+        there = Package.open(folder, verify=False).config.name
+    except HostError:
+        return  # damaged: to be made again
+    if there != name:
+        raise OutputError(
+            f"{folder} holds the package of another model, {there}",
+            "Choose another -o, or replace it with --force",
+        )
+
+
+def make_headers(package: str | None, output: Path | None) -> list[Path]:
+    """Writes the C headers of a package; returns their paths.
+
+    Args:
+        package: What the user wrote.
+        output: Folder to write to; the firmware's generated headers in a checkout where omitted.
+    """
+    from host.headers import generate_headers
+    from host.package import Package
+
+    return list(generate_headers(Package.open(resolve_package(package)), output or Path()))

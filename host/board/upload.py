@@ -1,0 +1,339 @@
+"""`host upload`: a package through the board onto its card.
+
+A file goes in pieces of its 4,096-byte chunks, as far ahead as the board's window allows. The
+board tells which 64-byte pieces it holds, and the line keeps the order of what it carries, so a
+frame is lost for certain when one sent after it has arrived; only then, or when the board says so
+after everything was sent, is it sent again. Pieces shrink while many are lost and grow while none
+are.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from host.board.contents import CardFile, Contents
+from host.board.ui import size_text
+from host.errors import BoardError, LinkError
+from host.link.client import (
+    BAUD_RATES,
+    CHUNK_BYTES,
+    PIECE_BYTES,
+    Ack,
+    Device,
+    Refused,
+    Status,
+)
+
+_STALL_S = 0.2
+_GIVE_UP_S = 15.0
+_ATTEMPTS = 5
+_LOSSY = 0.25
+_HOPELESS = 0.6
+_FRAME_OVERHEAD = 32  # head, piece's place, CRC-32, COBS and the zeros, rounded up
+
+
+@dataclass
+class Uploaded:
+    """How an upload went. Sizes in bytes."""
+
+    files: int = 0
+    skipped: int = 0
+    sent: int = 0
+    resumed: int = 0
+    line_bytes: int = 0
+    lost_frames: int = 0
+    seconds: float = 0.0
+    baud: int | None = None
+
+    def sentence(self) -> str:
+        """The result in a line."""
+        if not self.files:
+            return f"The card has all {self.skipped} files already; the package is current."
+        rate = f", {size_text(self.sent / self.seconds)}/s" if self.seconds > 0 else ""
+        extra = f", {self.skipped} were there already" if self.skipped else ""
+        extra += f", {size_text(self.resumed)} resumed" if self.resumed else ""
+        extra += f", {self.lost_frames} frames sent again" if self.lost_frames else ""
+        return (
+            f"{self.files} files sent ({size_text(self.sent)} in {self.seconds:.1f} s{rate}"
+            f"{extra}); the package is current."
+        )
+
+
+Progress = Callable[[int], None]
+
+
+def upload(
+    device: Device,
+    contents: Contents,
+    *,
+    progress: Progress = lambda _: None,
+    max_baud: int = BAUD_RATES[0],
+) -> Uploaded:
+    """Brings a package onto the board's card and makes it current.
+
+    Args:
+        device: The board.
+        contents: The package.
+        progress: Called with the bytes that are now certain to be on the card.
+        max_baud: The fastest rate to try on a serial line.
+
+    Raises:
+        Refused: The board has no card, it is full, or the like.
+        LinkError: The line lost too much, or the board went silent. What has arrived is kept, and
+            another upload goes on from there.
+    """
+    result = Uploaded()
+    start = device.now()
+    fastest(device, max_baud)
+    todo = []
+    for file in contents.files:
+        if _is_there(device, contents, file):
+            result.skipped += 1
+            progress(file.size)
+        else:
+            todo.append(file)
+    _check_space(device, contents, todo)
+    for file in todo:
+        _send_file(device, contents, file, result, progress)
+        result.files += 1
+    device.commit(contents.fingerprint)
+    result.seconds = device.now() - start
+    result.baud = device.baud
+    return result
+
+
+def fastest(device: Device, max_baud: int = BAUD_RATES[0]) -> None:
+    """Raises a serial line to the highest rate that both ends manage."""
+    if device.baud is None:
+        return
+    for rate in BAUD_RATES:
+        if rate > max_baud:
+            continue
+        if rate <= device.baud or device.set_baud(rate):
+            return
+
+
+def _name(contents: Contents, file: CardFile) -> str:
+    return f"{contents.folder}/{file.name}"
+
+
+def _is_there(device: Device, contents: Contents, file: CardFile) -> bool:
+    name = _name(contents, file)
+    size, _ = device.stat(name)
+    if size != file.size:
+        return False
+    return tuple(device.sums(name, len(file.chunks))) == file.chunks
+
+
+def _check_space(device: Device, contents: Contents, todo: list[CardFile]) -> None:
+    need = sum(file.size for file in todo)
+    held = sum(device.stat(_name(contents, file))[1] or 0 for file in todo)
+    free, _ = device.space()
+    if need > free + held:
+        raise BoardError(
+            f"The card has {free:,} bytes free, and the package needs {need:,}",
+            "Remove files from the card, or use a larger one",
+        )
+
+
+def _send_file(
+    device: Device, contents: Contents, file: CardFile, result: Uploaded, progress: Progress
+) -> None:
+    reported = 0
+
+    def advance(chunks: int) -> None:
+        nonlocal reported
+        done = min(file.size, chunks * CHUNK_BYTES)
+        progress(max(0, done - reported))
+        reported = max(reported, done)
+
+    failures = 0
+    while True:
+        before = reported
+        try:
+            keep = _chunks_to_keep(device, contents, file)
+            result.resumed += keep * CHUNK_BYTES
+            seq = device.open(
+                contents.fingerprint, file.name, file.size, file.crc32, keep * CHUNK_BYTES
+            )
+            sender = _Sender(device, file, seq, keep, advance)
+            try:
+                sender.run()
+            finally:
+                result.line_bytes += sender.line_bytes
+                result.lost_frames += sender.lost_frames
+                result.sent += sender.written_bytes
+            device.close_file()
+            return
+        except (LinkError, Refused) as exc:
+            # A reset board has no file open; a line that was cut comes back, or does not.
+            if isinstance(exc, Refused) and exc.status not in (Status.STATE, Status.MISMATCH):
+                raise
+            failures = 1 if reported > before else failures + 1
+            if failures >= _ATTEMPTS:
+                raise
+            if isinstance(exc, LinkError):
+                device.reconnect()
+                _slow_down(device)
+
+
+def _slow_down(device: Device) -> None:
+    lower = [rate for rate in BAUD_RATES if device.baud is not None and rate < device.baud]
+    if lower:
+        device.set_baud(lower[0])
+
+
+def _chunks_to_keep(device: Device, contents: Contents, file: CardFile) -> int:
+    name = _name(contents, file)
+    _, part = device.stat(name)
+    if not part:
+        return 0
+    whole = min(part, file.size) // CHUNK_BYTES
+    for index, crc in enumerate(device.sums(name, whole, part=True)):
+        if crc != file.chunks[index]:
+            return index
+    return whole
+
+
+@dataclass
+class _InFlight:
+    serial: int
+    chunk: int
+    pieces: int  # bitmap
+
+
+@dataclass
+class _Sender:
+    """One open file's journey; serials count frames in the order they went out."""
+
+    device: Device
+    file: CardFile
+    seq: int
+    written: int
+    advance: Callable[[int], None]
+    line_bytes: int = 0
+    lost_frames: int = 0
+    written_bytes: int = 0
+    _piece: int = CHUNK_BYTES
+    _loss: float = 0.0
+    _lucky: int = 0
+    _serial: int = 0
+    _flying: deque[_InFlight] = field(default_factory=deque)
+    _held: dict[int, int] = field(default_factory=dict)  # bitmaps the board reported
+    _sent: dict[int, int] = field(default_factory=dict)  # bitmaps of what flies or is held
+    _data: dict[int, bytes] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Sends until every chunk is written.
+
+        Raises:
+            LinkError: Nothing got through for `_GIVE_UP_S` seconds.
+        """
+        self.advance(self.written)
+        moved = self.device.now()
+        while self.written < len(self.file.chunks):
+            before = (self.written, self._held_pieces())
+            if self._send_next():
+                for ack in self.device.acks(self.seq):
+                    self._take(ack, None)
+            else:
+                acks = self.device.acks(self.seq, self._stall())
+                for ack in acks:
+                    self._take(ack, None)
+                if not acks:
+                    last = self._serial
+                    self._take(self.device.poll(max(0.5, self._stall())), last)
+            if (self.written, self._held_pieces()) != before:
+                moved = self.device.now()
+            elif self.device.now() - moved > _GIVE_UP_S:
+                raise LinkError(
+                    "The line loses nearly everything that is sent",
+                    "Use a shorter cable or a lower baud rate; what has arrived is kept",
+                )
+
+    def _stall(self) -> float:
+        baud = self.device.baud
+        return _STALL_S + (2 * CHUNK_BYTES * 10 / baud if baud else 0.0)
+
+    def _window(self) -> range:
+        chunks = max(2, self.device.hello.window_bytes // CHUNK_BYTES)
+        return range(self.written, min(self.written + chunks, len(self.file.chunks)))
+
+    def _held_pieces(self) -> int:
+        return sum(bin(bits).count("1") for bits in self._held.values())
+
+    def _chunk(self, chunk: int) -> bytes:
+        if chunk not in self._data:
+            offset = chunk * CHUNK_BYTES
+            count = min(CHUNK_BYTES, self.file.size - offset)
+            self._data[chunk] = self.file.read(offset, count)
+        return self._data[chunk]
+
+    def _send_next(self) -> bool:
+        for chunk in self._window():
+            data = self._chunk(chunk)
+            count = -(-len(data) // PIECE_BYTES)
+            missing = ((1 << count) - 1) & ~self._sent.get(chunk, 0)
+            if not missing:
+                continue
+            first = (missing & -missing).bit_length() - 1
+            run = 0
+            while run < self._piece // PIECE_BYTES and missing >> (first + run) & 1:
+                run += 1
+            bits = ((1 << run) - 1) << first
+            self._sent[chunk] = self._sent.get(chunk, 0) | bits
+            self._serial += 1
+            self._flying.append(_InFlight(self._serial, chunk, bits))
+            offset = first * PIECE_BYTES
+            self.line_bytes += self.device.send_data(
+                self.seq, chunk, offset, self.file.chunks[chunk],
+                data[offset : offset + run * PIECE_BYTES],
+            )  # fmt: skip
+            return True
+        return False
+
+    def _take(self, ack: Ack, all_before: int | None) -> None:
+        """Learns from an ack; `all_before` is the last serial that has arrived or is lost."""
+        if not self.written <= ack.written <= len(self.file.chunks):
+            return
+        for chunk in range(self.written, ack.written):
+            self.written_bytes += len(self._chunk(chunk))
+            for known in (self._data, self._held, self._sent):
+                known.pop(chunk, None)
+        self.written = ack.written
+        self.advance(self.written)
+        self._held = {self.written + index: bits for index, bits in enumerate(ack.held)}
+        certain = all_before or 0
+        for frame in self._flying:
+            if self._arrived(frame):
+                certain = max(certain, frame.serial)
+        while self._flying and self._flying[0].serial <= certain:
+            frame = self._flying.popleft()
+            arrived = self._arrived(frame)
+            self._learn(arrived)
+            if not arrived:
+                self._sent[frame.chunk] &= ~frame.pieces
+        # Pieces that were given up but came after all, and a wrong chunk that was forgotten.
+        flying: dict[int, int] = {}
+        for frame in self._flying:
+            flying[frame.chunk] = flying.get(frame.chunk, 0) | frame.pieces
+        for chunk in self._sent:
+            self._sent[chunk] = flying.get(chunk, 0) | self._held.get(chunk, 0)
+
+    def _arrived(self, frame: _InFlight) -> bool:
+        if frame.chunk < self.written:
+            return True
+        return self._held.get(frame.chunk, 0) & frame.pieces == frame.pieces
+
+    def _learn(self, arrived: bool) -> None:
+        self._loss += ((not arrived) - self._loss) / 8
+        self._lucky = self._lucky + 1 if arrived else 0
+        self.lost_frames += not arrived
+        if self._loss > _LOSSY and self._piece > PIECE_BYTES:
+            self._piece //= 2
+            self._loss /= 2
+        elif self._lucky >= 32 and self._piece < CHUNK_BYTES:
+            self._piece *= 2
+            self._lucky = 0

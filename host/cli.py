@@ -1,0 +1,432 @@
+"""The command line: parses, calls, prints. Everything else is imported when it is needed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from host import __version__
+from host.errors import ExitCode, HostError
+
+if TYPE_CHECKING:
+    from host.link.client import Device
+
+app = typer.Typer(
+    name="host",
+    help="Puts a language model on an ESP32: quantize, flash, chat, verify bit for bit.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]",
+        show_default=False,
+        help="A Hugging Face folder, a llama2.c .bin, a bundled model's name or a hub id; "
+        "the bundled model where omitted.",
+    ),
+]
+PackageName = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[PACKAGE]",
+        show_default=False,
+        help="A folder that `host quantize` made; the one it made last where omitted.",
+    ),
+]
+Port = Annotated[
+    str,
+    typer.Option(
+        "--port",
+        "-p",
+        envvar=["ESPPORT", "HOST_PORT"],
+        help="A serial port, socket://HOST:PORT, or sim for the simulated board.",
+    ),
+]
+Baud = Annotated[
+    int,
+    typer.Option("--baud", "-b", envvar=["ESPBAUD", "HOST_BAUD"], min=300, help="Bits a second."),
+]
+SimDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--sim-dir",
+        envvar="HOST_SIM_DIR",
+        show_default=False,
+        help="State folder of the simulated board.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def main() -> None:
+    """Runs the tool; expected failures become one sentence on stderr and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    try:
+        app(standalone_mode=True)
+    except HostError as exc:
+        _end(str(exc), exc.exit_code)
+    except KeyboardInterrupt:
+        _end("", ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read the output has enough; Python would complain once more while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _end("", ExitCode.OK)
+
+
+def _end(message: str, code: ExitCode) -> NoReturn:
+    sys.stderr.write(f"{message}\n")
+    sys.exit(int(code))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"host {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def _connect(port: str, baud: int, sim_dir: Path | None) -> Device:
+    from host.link.client import Device
+    from host.link.transports import open_port
+
+    return Device(open_port(port, baud, sim_dir=sim_dir))
+
+
+# --- models and packages --------------------------------------------------------------------------
+
+
+@app.command()
+def quantize(
+    model: Model = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", show_default=False, help="The package's folder."),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(show_default=False, help="Tokenizer of a llama2.c .bin: its tokenizer .bin."),
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Replace a package that is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Turns a float checkpoint into a package of integers for the board."""
+    from host.board.make import make_package, show_package
+
+    made = make_package(model, output, tokenizer=tokenizer, force=force)
+    show_package(made, as_json=as_json)
+
+
+@app.command()
+def headers(
+    package: PackageName = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", show_default=False, help="Folder to write to.")
+    ] = None,
+) -> None:
+    """Writes the C headers that build a package's facts into the firmware."""
+    from host.board import ui
+    from host.board.make import make_headers
+
+    for path in make_headers(package, output):
+        ui.say(str(path))
+
+
+# --- the board ------------------------------------------------------------------------------------
+
+
+@app.command()
+def simulate(
+    package: PackageName = None,
+    card: Annotated[
+        Path | None, typer.Option(show_default=False, help="Folder that is the card.")
+    ] = None,
+    tcp: Annotated[
+        int | None,
+        typer.Option(show_default=False, min=0, max=65535, help="Listen here instead of a pty."),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, max=8, help="Cores.")] = 2,
+    context: Annotated[
+        int | None, typer.Option(show_default=False, min=2, help="Positions; the model's.")
+    ] = None,
+    fast: Annotated[
+        int | None, typer.Option(show_default=False, min=1, help="Bytes of fast memory.")
+    ] = None,
+    bulk: Annotated[
+        int | None, typer.Option(show_default=False, min=1, help="Bytes of bulk memory.")
+    ] = None,
+    card_rate: Annotated[
+        int | None, typer.Option(show_default=False, min=1, help="Bytes a second of the card.")
+    ] = None,
+    card_latency_us: Annotated[
+        int | None, typer.Option(show_default=False, min=0, help="Microseconds a read takes more.")
+    ] = None,
+    line_baud: Annotated[
+        int | None, typer.Option(show_default=False, min=300, help="Slow the line down to this.")
+    ] = None,
+    size: Annotated[bool, typer.Option("--size", help="Print code, stack and memory.")] = False,
+    sim_dir: SimDir = None,
+) -> None:
+    """Runs a simulated ESP32-CAM; any terminal program and `host -p` can talk to it."""
+    from host.board.simulate import prepare_card, simulate
+
+    options: list[str] = []
+    values = {
+        "--tcp": tcp,
+        "--threads": threads,
+        "--context": context,
+        "--fast": fast,
+        "--bulk": bulk,
+        "--card-rate": card_rate,
+        "--card-latency-us": card_latency_us,
+        "--baud": line_baud,
+    }
+    for name, value in values.items():
+        if value is not None:
+            options += [name, str(value)]
+    if size:
+        options.append("--size")
+    raise typer.Exit(simulate(prepare_card(package, card, sim_dir), options))
+
+
+@app.command()
+def chat(
+    prompt: Annotated[
+        str | None,
+        typer.Argument(show_default=False, help="Answer this alone; else ask on the terminal, "
+                       "or read a prompt a line from a pipe."),
+    ] = None,
+    port: Port = "sim",
+    baud: Baud = 115200,
+    sim_dir: SimDir = None,
+    temp: Annotated[float, typer.Option("--temp", help="Temperature; 0 is greedy.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Candidates at most; 0 is all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Share of the probability to draw from.")] = 0.9,
+    penalty: Annotated[float, typer.Option(help="Repetition penalty, 1 to 2.")] = 1.0,
+    seed: Annotated[
+        int | None, typer.Option(show_default=False, help="Of the sampling; random.")
+    ] = None,
+    n: Annotated[
+        int, typer.Option("-n", "--tokens", min=0, help="Tokens of an answer; 0: no limit.")
+    ] = 256,
+    drop: Annotated[
+        bool, typer.Option(help="Forget the oldest turns when the context is full.")
+    ] = False,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Talks to the model on a board."""
+    from host.board import chat as body
+
+    sampling = body.Sampling(
+        temp, top_k, top_p, penalty, body.random_seed() if seed is None else seed
+    )
+    with _connect(port, baud, sim_dir) as device:
+        if prompt is not None:
+            body.chat(device, [prompt], sampling, n=n, drop=drop, as_json=as_json)
+            return
+        asks = sys.stdin.isatty()
+        prompts = body.prompts_of_terminal() if asks else body.prompts_of_pipe()
+        body.chat(device, prompts, sampling, n=n, drop=drop, as_json=as_json)
+
+
+@app.command()
+def verify(
+    package: PackageName = None,
+    port: Port = "sim",
+    baud: Baud = 115200,
+    sim_dir: SimDir = None,
+    positions: Annotated[int, typer.Option(min=1, help="Positions to compare.")] = 128,
+    text: Annotated[
+        Path | None, typer.Option(show_default=False, help="A text file to feed.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of random tokens and sampling.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Compares a board with the reference, bit for bit; exit code 1 where they differ."""
+    from host.board import ui
+    from host.board.verify import read_text, verify
+    from host.models import resolve_package
+    from host.package import Package
+
+    given = None if text is None else read_text(text)
+    opened = Package.open(resolve_package(package))
+    with (
+        _connect(port, baud, sim_dir) as device,
+        ui.progress("verify", positions, counts="positions") as advance,
+    ):
+        done = verify(device, opened, positions=positions, text=given, seed=seed, progress=advance)
+    if as_json:
+        ui.show_json({"positions": done.positions, "stages": done.stages, "equal": True,
+                      "sampled": done.sampled, "texts": done.texts})  # fmt: skip
+    else:
+        ui.say(done.sentence())
+
+
+@app.command()
+def upload(
+    package: PackageName = None,
+    port: Port = "sim",
+    baud: Baud = 115200,
+    sim_dir: SimDir = None,
+    max_baud: Annotated[
+        int, typer.Option(help="The fastest rate to try while uploading.")
+    ] = 2_000_000,
+    as_json: Json = False,
+) -> None:
+    """Sends a package through the board onto its card and makes it current."""
+    from dataclasses import asdict
+
+    from host.board import ui
+    from host.board.contents import Contents
+    from host.board.upload import upload
+    from host.models import resolve_package
+
+    contents = Contents.of(resolve_package(package))
+    with (
+        _connect(port, baud, sim_dir) as device,
+        ui.progress("upload", contents.size) as advance,
+    ):
+        done = upload(device, contents, progress=advance, max_baud=max_baud)
+    if as_json:
+        ui.show_json(asdict(done))
+    else:
+        ui.say(done.sentence())
+
+
+@app.command()
+def card(
+    target: Annotated[
+        Path, typer.Argument(help="A mounted card, a folder, or a name.img for a FAT32 image.")
+    ],
+    package: PackageName = None,
+) -> None:
+    """Writes a package to a mounted card, a folder or a FAT32 image, and reads it back."""
+    from host.board import ui
+    from host.board.card import write_target
+    from host.board.contents import Contents
+    from host.models import resolve_package
+
+    contents = Contents.of(resolve_package(package))
+    with ui.progress("card", contents.size) as advance:
+        done = write_target(target, contents, advance)
+    ui.say(done.sentence())
+
+
+@app.command()
+def flash(
+    package: PackageName = None,
+    port: Annotated[
+        str | None,
+        typer.Option(
+            "--port",
+            "-p",
+            envvar=["ESPPORT", "HOST_PORT"],
+            show_default=False,
+            help="A serial port, or sim; the only USB serial port where omitted.",
+        ),
+    ] = None,
+    baud: Baud = 115200,
+    sim_dir: SimDir = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    project: Annotated[
+        Path | None,
+        typer.Option(show_default=False, help="The kit's checkout, with platformio.ini."),
+    ] = None,
+    positions: Annotated[int, typer.Option(min=1, help="Positions to verify.")] = 8,
+) -> None:
+    """Builds and writes the firmware, uploads the package and verifies the board."""
+    from host.board.flash import flash
+    from host.models import resolve_package
+
+    flash(
+        resolve_package(package),
+        port,
+        baud,
+        sim_dir=sim_dir,
+        dry_run=dry_run,
+        yes=yes,
+        project=project,
+        positions=positions,
+    )
+
+
+@app.command()
+def doctor(
+    port: Annotated[
+        str | None,
+        typer.Option(
+            "--port", "-p", envvar=["ESPPORT", "HOST_PORT"], show_default=False,
+            help="A serial port, socket://HOST:PORT, or sim; ports alone where omitted.",
+        ),
+    ] = None,
+    baud: Baud = 115200,
+    sim_dir: SimDir = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Looks at ports, board, card and memory, and says what is wrong."""
+    from host.board.doctor import examine, show
+
+    report = examine(port, baud, sim_dir)
+    show(report, as_json=as_json)
+    if report.problems:
+        raise typer.Exit(int(ExitCode.CHECK_FAILED))
+
+
+@app.command()
+def evaluate(
+    model: Model = None,
+    text: Annotated[Path | None, typer.Option(show_default=False, help="A text file.")] = None,
+    positions: Annotated[int, typer.Option(min=1, help="Positions to compare.")] = 4000,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(show_default=False, help="Tokenizer of a llama2.c .bin."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compares the integer model with the float model on a text."""
+    from host.board.make import evaluate_model
+
+    evaluate_model(model, text, positions=positions, tokenizer=tokenizer, as_json=as_json)
+
+
+@app.command()
+def bench(
+    package: PackageName = None,
+    tokens: Annotated[int, typer.Option("-n", "--tokens", min=8, help="Tokens a run.")] = 64,
+    as_json: Json = False,
+) -> None:
+    """Measures the simulated board: tokens a second, bytes read, prompt against answer."""
+    from host.board.bench import bench, show
+
+    show(bench(package, tokens), as_json=as_json)
+
+
+@app.command()
+def demo(
+    model: Model = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the story.")] = 0,
+) -> None:
+    """Quantizes the bundled model, boots a simulated board, verifies it and tells a story."""
+    from host.board.demo import demo
+
+    demo(model, seed)

@@ -1,0 +1,730 @@
+"""The host's side of docs/PROTOCOL.md: one `Device`, one method a request.
+
+A request is sent again until its answer comes; the sequence number keeps the board from running
+it twice. What the board refuses comes out as a `Refused` with its status and its own words.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import json
+import struct
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from host.errors import BoardError, LinkError
+from host.link.frames import MAX_PAYLOAD, Decoder, Frame, encode
+from host.link.transports import Transport
+
+PROTOCOL_VERSION = 1
+CHUNK_BYTES = 4096
+PIECE_BYTES = 64
+ABSENT = 0xFFFFFFFF
+BAUD_RATES = (2_000_000, 921_600, 460_800, 115_200)
+
+_ANSWER = 0x80
+_EVENT = 0x40
+_RESEND_S = 0.5
+_RESENDS = 8
+_REPEATED_ANSWER_BYTES = 256  # an answer up to here is sent again, not worked out again
+_WORK_S = 60.0  # silence that even a slow card does not explain
+
+
+class Request(IntEnum):
+    """Types of requests."""
+
+    HELLO = 0x01
+    INFO = 0x02
+    REBOOT = 0x03
+    BAUD = 0x04
+    STOP = 0x05
+    SESSION = 0x10
+    SAMPLING = 0x11
+    GENERATE = 0x12
+    FEED = 0x13
+    CAPTURE = 0x14
+    SAMPLE = 0x15
+    ENCODE = 0x16
+    DECODE = 0x17
+    STATS = 0x18
+    REWIND = 0x19
+    STAT = 0x20
+    SUMS = 0x21
+    OPEN = 0x22
+    DATA = 0x23
+    POLL = 0x24
+    CLOSE = 0x25
+    COMMIT = 0x26
+    LIST = 0x27
+    REMOVE = 0x28
+    SPACE = 0x29
+    READ_TEST = 0x30
+    CHECK = 0x31
+
+
+class Status(IntEnum):
+    """Why a board refuses; -1 to -99 are the engine's own."""
+
+    ARGUMENT = -1
+    NO_MODEL = -100
+    NO_CARD = -101
+    FILE_SYSTEM = -102
+    FULL = -103
+    UNKNOWN = -104
+    BUSY = -105
+    PAYLOAD = -106
+    MISMATCH = -107
+    NAME = -108
+    STATE = -109
+    CARD_READ = -110
+    NO_MEMORY = -111
+    OTHER_MODEL = -112
+
+
+_WORDS = {
+    Status.NO_MODEL: "The board has no model",
+    Status.NO_CARD: "The board has no card, or cannot read it",
+    Status.FILE_SYSTEM: "The card's file system refuses",
+    Status.FULL: "The card is full",
+    Status.UNKNOWN: "The board does not know this request",
+    Status.BUSY: "The board is busy with another request",
+    Status.PAYLOAD: "The board does not understand this request",
+    Status.MISMATCH: "What arrived is not what was sent",
+    Status.NAME: "The board does not accept this file name",
+    Status.STATE: "The board is not in a state for this",
+    Status.CARD_READ: "The card fails while it is read",
+    Status.NO_MEMORY: "The model does not fit this board's memory",
+    Status.OTHER_MODEL: "The card holds another model than this firmware was built for",
+}
+_NEXT = {
+    Status.NO_MODEL: "Put one on its card with `host upload` or `host flash`",
+    Status.NO_CARD: "Check that a FAT-formatted card is in the slot",
+    Status.FULL: "Remove files from the card, or use a larger one",
+    Status.UNKNOWN: "Flash the firmware of this version with `host flash`",
+    Status.PAYLOAD: "Flash the firmware of this version with `host flash`",
+    Status.CARD_READ: "Look at it with `host doctor`, and try another card",
+    Status.NO_MEMORY: "Use a smaller model or a shorter context",
+    Status.OTHER_MODEL: "Run `host flash` to build the firmware for this model",
+}
+
+
+class Refused(BoardError):
+    """The board answered a request with a negative status."""
+
+    def __init__(self, status: int, text: str = "") -> None:
+        self.status = status
+        words = _WORDS.get(Status(status)) if status in set(Status) else None
+        words = words or f"The board reports error {status}"
+        advice = _NEXT.get(Status(status), "") if status in set(Status) else ""
+        super().__init__(text or words, advice)
+
+
+class NoAnswer(LinkError):
+    """The board said nothing for as long as it may take."""
+
+
+class End(IntEnum):
+    """Why an answer ended."""
+
+    NONE = 0
+    STOP = 1
+    LENGTH = 2
+    CONTEXT = 3
+    CANCELLED = 4
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a board says of itself first."""
+
+    version: int
+    max_payload: int
+    window_bytes: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Generated:
+    """How an answer went. Times in seconds."""
+
+    end: End
+    prompt_tokens: int
+    tokens: int
+    prompt_s: float
+    answer_s: float
+    reading_s: float
+    read_bytes: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens of the answer each second; the first one counts towards the prompt's time."""
+        return (self.tokens - 1) / self.answer_s if self.tokens > 1 and self.answer_s > 0 else 0.0
+
+    @property
+    def reading_share(self) -> float:
+        """Part of the time that went into reading the card, 0..1."""
+        total = self.prompt_s + self.answer_s
+        return min(1.0, self.reading_s / total) if total > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Fed:
+    """The answer to FEED.
+
+    Attributes:
+        n_past: Positions that are evaluated now.
+        crcs: One row of CRC-32s for each position asked for.
+    """
+
+    n_past: int
+    crcs: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One stage's activation: n mantissas and their exponent."""
+
+    mantissas: npt.NDArray[np.int64]
+    exponent: int
+
+
+@dataclass(frozen=True)
+class Ack:
+    """How far an upload is: chunks written, and 64-byte pieces held of those after them."""
+
+    written: int
+    held: tuple[int, ...]
+
+    @staticmethod
+    def parse(payload: bytes) -> Ack | None:
+        """Reads an ack; None if it is too short."""
+        if len(payload) < 13:
+            return None
+        written, first, more = struct.unpack_from("<IQB", payload)
+        if len(payload) < 13 + 8 * more:
+            return None
+        return Ack(written, (first, *struct.unpack_from(f"<{more}Q", payload, 13)))
+
+
+def stages_of(layers: int, *, head: bool) -> list[tuple[int, int]]:
+    """The stages of one position in the order of FEED's CRCs: (stage, layer)."""
+    stages = [(0, 0)]
+    stages += [(stage, layer) for layer in range(layers) for stage in range(1, 12)]
+    return [*stages, (12, 0), (13, 0)] if head else stages
+
+
+class Device:
+    """A board at the other end of a transport. Use it as a context manager.
+
+    Args:
+        transport: The line; it is closed with the device.
+        patience: Seconds to wait for the first answer: a board may be booting.
+    """
+
+    def __init__(self, transport: Transport, patience: float = 10.0) -> None:
+        self._transport = transport
+        self._patience = patience
+        self._decoder = Decoder()
+        self._frames: deque[Frame] = deque()
+        self._seq = 0
+        self._first_baud = transport.baud
+        self.resent = 0
+        self.hello = self._connect()
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leaves the line as it was found."""
+        try:
+            if self._transport.baud != self._first_baud and self._first_baud is not None:
+                with contextlib.suppress(LinkError, BoardError):
+                    self.set_baud(self._first_baud)
+        finally:
+            self._transport.close()
+
+    @property
+    def baud(self) -> int | None:
+        """Bits a second of the line now; None where there is no such thing."""
+        return self._transport.baud
+
+    def reconnect(self) -> None:
+        """Finds the board again after it was silent: it may have restarted, at its first rate."""
+        self.hello = self._connect()
+
+    def now(self) -> float:
+        """The transport's clock, seconds."""
+        return self._transport.now()
+
+    # --- requests and answers ---------------------------------------------------------------------
+
+    def request(
+        self,
+        kind: Request,
+        payload: bytes = b"",
+        *,
+        patience: float | None = None,
+        interval: float = _RESEND_S,
+        on_event: Callable[[bytes], None] | None = None,
+    ) -> bytes:
+        """Sends a request until it is answered; returns the answer behind its status.
+
+        Args:
+            kind: The request.
+            payload: At most `MAX_PAYLOAD` bytes.
+            patience: Seconds without answer or event after which the board is given up;
+                `_RESENDS` intervals where omitted.
+            interval: Seconds after which the request is sent again.
+            on_event: Called with each event's payload. A request with events whose loss matters
+                is the caller's to repeat.
+
+        Raises:
+            Refused: The board answered with a negative status.
+            LinkError: It did not answer.
+        """
+        seq = self._next_seq()
+        status, rest = self._exchange(kind, seq, payload, patience, interval, on_event)
+        if status < 0:
+            raise Refused(status, rest.decode(errors="replace"))
+        return rest
+
+    def _next_seq(self) -> int:
+        self._seq = self._seq % 255 + 1
+        return self._seq
+
+    def _exchange(
+        self,
+        kind: int,
+        seq: int,
+        payload: bytes,
+        patience: float | None,
+        interval: float,
+        on_event: Callable[[bytes], None] | None,
+    ) -> tuple[int, bytes]:
+        patience = patience if patience is not None else interval * (_RESENDS + 1)
+        frame = encode(Frame(kind, seq, payload))
+        self._transport.write(frame)
+        sent = heard = self.now()
+        while True:
+            got = self._next_frame(sent + interval - self.now())
+            if got is None:
+                if self.now() - heard >= patience:
+                    raise NoAnswer(
+                        "The board does not answer", "Check the port, the cable and its power"
+                    )
+                if self.now() - sent >= interval:
+                    self._transport.write(frame)
+                    self.resent += 1
+                    sent = self.now()
+            elif got.seq == seq and got.type == kind | _ANSWER and len(got.payload) >= 4:
+                return struct.unpack_from("<i", got.payload)[0], got.payload[4:]
+            elif got.seq == seq and got.type == kind | _EVENT:
+                heard = sent = self.now()
+                if on_event is not None:
+                    on_event(got.payload)
+
+    def _next_frame(self, timeout: float) -> Frame | None:
+        end = self.now() + timeout
+        while not self._frames:
+            data = self._transport.read(max(0.0, end - self.now()))
+            self._frames.extend(f for f in self._decoder.feed(data) if isinstance(f, Frame))
+            if not self._frames and self.now() >= end:
+                return None
+        return self._frames.popleft()
+
+    def _connect(self) -> Hello:
+        # A frame cut off on this line ends at the first zero; a lone zero may begin one.
+        self._transport.write(b"\0\0")
+        rates: list[int | None] = [None]
+        if self._first_baud is not None:
+            rates = [self._first_baud, *(r for r in BAUD_RATES if r != self._first_baud)]
+        for index, rate in enumerate(rates):
+            if rate is not None and rate != self._transport.baud:
+                self._transport.set_baud(rate)
+            with contextlib.suppress(NoAnswer):
+                return self._say_hello(1.5 if index else self._patience)
+        where = f" at {self._first_baud} baud" if self._first_baud else ""
+        self._transport.close()
+        raise NoAnswer(
+            f"Nothing answers on this port{where}",
+            "Check that the board is powered, has the firmware (`host flash`) and is not in boot "
+            "mode, and look with `host doctor`",
+        )
+
+    def _say_hello(self, patience: float) -> Hello:
+        payload = struct.pack("<H", PROTOCOL_VERSION)
+        end = self.now() + patience
+        while True:
+            try:
+                rest = self.request(
+                    Request.HELLO, payload, interval=0.3, patience=max(0.3, end - self.now())
+                )
+                break
+            except Refused as exc:
+                if exc.status != Status.BUSY or self.now() >= end:
+                    raise
+                self.stop()
+        if len(rest) < 8:
+            raise LinkError("What answers is not this protocol", "Flash it with `host flash`")
+        version, max_payload, window = struct.unpack_from("<HHI", rest)
+        if version != PROTOCOL_VERSION:
+            raise BoardError(
+                f"The board speaks version {version} of the protocol, this tool {PROTOCOL_VERSION}",
+                "Flash the firmware of this version with `host flash`",
+            )
+        return Hello(
+            version, min(max_payload, MAX_PAYLOAD), window, rest[8:].decode(errors="replace")
+        )
+
+    # --- the board --------------------------------------------------------------------------------
+
+    def info(self) -> dict[str, Any]:
+        """The facts of docs/PROTOCOL.md: state, model, fingerprint, memory, card."""
+        return _json(self.request(Request.INFO))
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of the board."""
+        return _json(self.request(Request.STATS))
+
+    def reboot(self) -> None:
+        """Restarts the board and waits until it answers again."""
+        self.request(Request.REBOOT)
+        if self._transport.baud is not None and self._first_baud is not None:
+            self._transport.set_baud(self._first_baud)
+        self.hello = self._say_hello(self._patience)
+
+    def stop(self) -> None:
+        """Ends what the board is doing."""
+        with contextlib.suppress(Refused):
+            self.request(Request.STOP)
+
+    def set_baud(self, baud: int) -> bool:
+        """Changes both ends to another rate; False, and the old rate, where that does not work."""
+        before = self._transport.baud
+        if before is None or before == baud:
+            return before == baud
+        try:
+            self.request(Request.BAUD, struct.pack("<I", baud))
+        except Refused:
+            return False
+        try:
+            self._transport.set_baud(baud)
+            for _ in range(4):
+                self.request(
+                    Request.HELLO,
+                    struct.pack("<H", PROTOCOL_VERSION),
+                    interval=0.15,
+                    patience=0.8,
+                )
+        except (LinkError, Refused):
+            self._transport.set_baud(before)
+            self.hello = self._say_hello(4.0)
+            return False
+        return True
+
+    # --- the model --------------------------------------------------------------------------------
+
+    def session_reset(self, *, drop: bool = False) -> int:
+        """Forgets all tokens; `drop` says what is to happen at the context's end."""
+        return _u32(self.request(Request.SESSION, bytes((0, drop))))
+
+    def sampling(self, temperature: int, top_k: int, top_p: int, penalty: int, seed: int) -> None:
+        """Sets the parameters of docs/NUMERICS.md section 5 (Q16) and the generator's seed."""
+        payload = struct.pack("<IIIIQ", temperature, top_k, top_p, penalty, seed)
+        self.request(Request.SAMPLING, payload)
+
+    def generate(self, text: str, n: int, emit: Callable[[str], None]) -> Generated:
+        """Appends a prompt (empty: goes on) and streams the answer.
+
+        An interrupt (Ctrl-C) stops the answer, which then ends with `End.CANCELLED`; a second one
+        is the caller's.
+
+        Args:
+            text: The prompt, at most `MAX_PAYLOAD` - 4 bytes of UTF-8.
+            n: Tokens of the answer at most; 0 for no limit.
+            emit: Called with whole characters as they come.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        payload = struct.pack("<I", n) + text.encode()
+        if len(payload) > self.hello.max_payload:
+            raise BoardError(
+                f"The prompt has {len(payload) - 4:,} bytes, and the board takes "
+                f"{self.hello.max_payload - 4:,} at once",
+                "Give a shorter one",
+            )
+
+        def event(data: bytes) -> None:
+            if piece := decoder.decode(data):
+                emit(piece)
+
+        seq = self._next_seq()
+        status, rest = self._stoppable(Request.GENERATE, seq, payload, event)
+        if tail := decoder.decode(b"", final=True):
+            emit(tail)
+        if status < 0:
+            raise Refused(status, rest.decode(errors="replace"))
+        end, prompt, tokens, prompt_us, answer_us, read_us, read = _unpack("<BIIQQQQ", rest)
+        return Generated(
+            End(end), prompt, tokens, prompt_us / 1e6, answer_us / 1e6, read_us / 1e6, read
+        )
+
+    def _stoppable(
+        self, kind: Request, seq: int, payload: bytes, event: Callable[[bytes], None]
+    ) -> tuple[int, bytes]:
+        try:
+            return self._exchange(kind, seq, payload, _WORK_S, _RESEND_S, event)
+        except KeyboardInterrupt:
+            # The answer to STOP and the end of what runs may come in either order.
+            self._transport.write(encode(Frame(Request.STOP, self._next_seq())))
+            return self._exchange(kind, seq, payload, _WORK_S, _RESEND_S, event)
+
+    def feed(
+        self,
+        tokens: Sequence[int],
+        n_past: int,
+        *,
+        logits: bool = False,
+        each: bool = False,
+        stages: bool = False,
+        layers: int = 0,
+    ) -> Fed:
+        """Evaluates tokens at positions n_past.. and returns the CRC-32s asked for.
+
+        Args:
+            tokens: One batch or more.
+            n_past: Positions that the board has evaluated before.
+            logits: The logits' CRC of the last position.
+            each: The logits' CRC of each position.
+            stages: The CRCs of all stages of each position.
+            layers: The model's layers; needed with `stages`.
+        """
+        flags = logits | each << 1 | stages << 2
+        payload = struct.pack(f"<B{len(tokens)}I", flags, *tokens)
+        widths = _widths(len(tokens), layers, logits=logits, each=each, stages=stages)
+        expected = 4 * (1 + sum(widths))
+        if 4 + expected <= _REPEATED_ANSWER_BYTES:
+            rest = self.request(Request.FEED, payload, patience=_WORK_S)
+        else:
+            rest = self._repeat_from(n_past, Request.FEED, payload)
+        if len(rest) != expected:
+            raise LinkError(
+                f"The board answers with {len(rest)} bytes where {expected} are expected",
+                "Flash the firmware of this version with `host flash`",
+            )
+        values = list(struct.unpack(f"<{len(rest) // 4}I", rest))
+        rows, at = [], 1
+        for width in widths:
+            rows.append(values[at : at + width])
+            at += width
+        return Fed(values[0], rows)
+
+    def capture(self, stage: int, layer: int, token: int, n_past: int) -> Captured:
+        """Evaluates one token at n_past and returns a stage's activation."""
+        payload = struct.pack("<BHI", stage, layer, token)
+        for _ in range(_RESENDS):
+            pieces: dict[int, bytes] = {}
+
+            def event(data: bytes, pieces: dict[int, bytes] = pieces) -> None:
+                if len(data) >= 4:
+                    pieces[_u32(data)] = data[4:]
+
+            rest = self._repeat_from(n_past, Request.CAPTURE, payload, event)
+            n, width, exponent = _unpack("<IBi", rest)
+            if width not in (2, 4):
+                raise LinkError("The board's answer has another form", "Flash it anew")
+            data = b"".join(pieces[index] for index in sorted(pieces))
+            if len(data) == n * width:
+                mantissas = np.frombuffer(data, f"<i{width}").astype(np.int64)
+                return Captured(mantissas, exponent)
+        raise LinkError("The line loses too much", "Use a shorter cable or a lower -b")
+
+    def _repeat_from(
+        self,
+        n_past: int,
+        kind: Request,
+        payload: bytes,
+        event: Callable[[bytes], None] | None = None,
+    ) -> bytes:
+        """A request that moves n_past and whose answer is not kept: rewinds before each try."""
+        last: LinkError | None = None
+        for attempt in range(_RESENDS):
+            if attempt or kind == Request.CAPTURE:
+                self._rewind_when_idle(n_past)
+            try:
+                # One try: the board would run it twice.
+                return self.request(
+                    kind, payload, patience=0.0 if attempt < 3 else 2.0**attempt,
+                    interval=_RESEND_S * 2**attempt, on_event=event,
+                )  # fmt: skip
+            except LinkError as exc:
+                last = exc
+        assert last is not None
+        raise last
+
+    def _rewind_when_idle(self, n_past: int) -> None:
+        end = self.now() + _WORK_S
+        while True:
+            try:
+                return self.rewind(n_past)
+            except Refused as exc:
+                if exc.status != Status.BUSY or self.now() >= end:
+                    raise
+                self._next_frame(_RESEND_S)
+
+    def rewind(self, n_past: int) -> None:
+        """Forgets the positions from n_past on."""
+        self.request(Request.REWIND, struct.pack("<I", n_past))
+
+    def sample(self) -> int:
+        """Draws a token from the last logits and appends it."""
+        return int(_unpack("<i", self.request(Request.SAMPLE))[0])
+
+    def encode(self, text: str) -> list[int]:
+        """The board's tokens of a text."""
+        rest = self.request(Request.ENCODE, text.encode())
+        return list(struct.unpack(f"<{len(rest) // 4}I", rest[: len(rest) // 4 * 4]))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The board's text of tokens."""
+        rest = self.request(Request.DECODE, struct.pack(f"<{len(tokens)}I", *tokens))
+        return rest.decode(errors="replace")
+
+    # --- the card ---------------------------------------------------------------------------------
+
+    def stat(self, name: str) -> tuple[int | None, int | None]:
+        """Sizes of a file and of its unfinished ``.part``; None for what is not there."""
+        size, part = _unpack("<II", self.request(Request.STAT, name.encode()))
+        return (None if size == ABSENT else size, None if part == ABSENT else part)
+
+    def sums(self, name: str, chunks: int, *, part: bool = False) -> Iterator[int]:
+        """CRC-32s of a file's 4,096-byte chunks, asked for as they are used."""
+        for first in range(0, chunks, 64):
+            n = min(64, chunks - first)
+            payload = struct.pack("<IHB", first, n, part) + name.encode()
+            rest = self.request(Request.SUMS, payload, patience=_WORK_S)
+            yield from struct.unpack(f"<{len(rest) // 4}I", rest[: len(rest) // 4 * 4])
+            if len(rest) // 4 < n:
+                return
+
+    def open(self, fingerprint: str, name: str, size: int, crc: int, keep: int) -> int:
+        """Opens a file for writing; returns the seq that its acks carry."""
+        payload = struct.pack("<IIII", int(fingerprint[:8], 16), size, crc, keep) + name.encode()
+        self.request(Request.OPEN, payload, patience=_WORK_S)
+        return self._seq
+
+    def send_data(self, seq: int, chunk: int, offset: int, crc: int, data: bytes) -> int:
+        """Sends a piece of a chunk, unanswered; returns the bytes it took on the line.
+
+        Args:
+            seq: Of the file's OPEN.
+            chunk: Which 4,096 bytes of the file.
+            offset: Where in the chunk the piece begins, a multiple of `PIECE_BYTES`.
+            crc: CRC-32 of the whole chunk.
+            data: The piece.
+        """
+        encoded = encode(Frame(Request.DATA, seq, struct.pack("<IHI", chunk, offset, crc) + data))
+        self._transport.write(encoded)
+        return len(encoded)
+
+    def acks(self, seq: int, timeout: float = 0.0) -> list[Ack]:
+        """The acks of an open file that have come, waiting for the first at most `timeout` s."""
+        found: list[Ack] = []
+        frame = self._next_frame(timeout)
+        while frame is not None:
+            if frame.type == Request.DATA | _EVENT and frame.seq == seq:
+                ack = Ack.parse(frame.payload)
+                if ack is not None:
+                    found.append(ack)
+            frame = self._next_frame(0.0)
+        return found
+
+    def poll(self, interval: float = _RESEND_S) -> Ack:
+        """Asks how far the upload is."""
+        ack = Ack.parse(self.request(Request.POLL, interval=interval))
+        if ack is None:
+            raise LinkError("The board's ack has another form", "Flash it with `host flash`")
+        return ack
+
+    def close_file(self) -> None:
+        """Has the open file checked and given its name."""
+        self.request(Request.CLOSE, patience=_WORK_S)
+
+    def commit(self, fingerprint: str) -> None:
+        """Makes the package current and has it loaded."""
+        self.request(Request.COMMIT, bytes.fromhex(fingerprint), patience=_WORK_S)
+
+    def files(self) -> list[tuple[str, int]]:
+        """Names and sizes of `/tllm` and the current package."""
+        found: list[tuple[str, int]] = []
+        while True:
+            rest = self.request(Request.LIST, struct.pack("<H", len(found)))
+            lines = rest.decode(errors="replace").splitlines()
+            for line in lines:
+                size, _, name = line.partition(" ")
+                found.append((name, int(size) if size.isdigit() else 0))
+            if not lines:
+                return found
+
+    def remove(self, name: str) -> None:
+        """Deletes a file, or an empty folder."""
+        self.request(Request.REMOVE, name.encode())
+
+    def space(self) -> tuple[int, int]:
+        """Bytes of the card that are free, and all of them."""
+        free, total = _unpack("<QQ", self.request(Request.SPACE, patience=_WORK_S))
+        return free, total
+
+    def read_test(self, block: int, total: int) -> tuple[float, int]:
+        """Reads `total` bytes in blocks; returns the seconds it took and their CRC-32."""
+        payload = struct.pack("<II", block, total)
+        us, crc = _unpack("<QI", self.request(Request.READ_TEST, payload, patience=_WORK_S))
+        return us / 1e6, crc
+
+    def check(self, first: int, n: int) -> tuple[int, int, int, int]:
+        """Checks chunks of the package; returns wrong, checked, first wrong file, its chunk."""
+        payload = struct.pack("<II", first, n)
+        wrong, checked, file, chunk = _unpack(
+            "<IIII", self.request(Request.CHECK, payload, patience=_WORK_S)
+        )
+        return wrong, checked, file, chunk
+
+
+def _widths(n: int, layers: int, *, logits: bool, each: bool, stages: bool) -> list[int]:
+    widths = []
+    for index in range(n):
+        head = each or (logits and index == n - 1)
+        if stages:
+            widths.append(len(stages_of(layers, head=head)))
+        else:
+            widths.append(int(head))
+    return widths
+
+
+def _unpack(form: str, payload: bytes) -> tuple[Any, ...]:
+    if len(payload) < struct.calcsize(form):
+        raise LinkError("The board's answer is too short", "Flash it with `host flash`")
+    return struct.unpack_from(form, payload)
+
+
+def _u32(payload: bytes) -> int:
+    return int(_unpack("<I", payload)[0])
+
+
+def _json(payload: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(payload.decode())
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise LinkError("What the board says of itself is not JSON", "Flash it with `host flash`")
+    return value
