@@ -2,5 +2,6 @@
 
 from host.tokenizer.load import load_tokenizer
 from host.tokenizer.spec import Piece, PieceType, TokenizerSpec
+from host.tokenizer.tokenizer import Decoder, Tokenizer
 
-__all__ = ["Piece", "PieceType", "TokenizerSpec", "load_tokenizer"]
+__all__ = ["Decoder", "Piece", "PieceType", "Tokenizer", "TokenizerSpec", "load_tokenizer"]

@@ -321,11 +321,10 @@ int tllm_model_check(const struct tllm_model *model) TLLM_MUST_CHECK;
 /* ---- tokenizer (docs/FORMAT.md) ---- */
 
 struct tllm_tokenizer {
-    const uint8_t *data; /* the whole tokenizer.bin, mapped */
-    uint32_t len, vocab, n_slots, flags;
-    int32_t bos, eos, unk;
-    const uint8_t *pieces, *slots, *strings;
-    uint32_t byte_ids_at;
+    uint32_t vocab, n_slots, flags;
+    uint32_t longest;                                   /* bytes of the longest piece */
+    int32_t bos, eos, unk;                              /* ids, -1 for none */
+    const uint8_t *pieces, *slots, *byte_ids, *strings; /* in the data, mapped */
 };
 
 /* data must stay in place; everything in it is checked here, once. */
@@ -337,7 +336,7 @@ size_t tllm_encode_scratch(uint32_t text_bytes);
 
 /*
  * SentencePiece BPE encode (no BOS added). Returns the number of tokens written to out, or
- * TLLM_E_UTF8, TLLM_E_TOO_LONG (out or scratch too small).
+ * TLLM_E_UTF8, TLLM_E_TOO_LONG (out or scratch too small), TLLM_E_ARG (scratch not aligned).
  */
 int32_t tllm_encode(const struct tllm_tokenizer *tokenizer, const char *text, uint32_t len,
                     uint32_t *out, uint32_t max_out, void *scratch,
@@ -355,8 +354,10 @@ struct tllm_decoder {
 };
 void tllm_decode_start(struct tllm_decoder *decoder, const struct tllm_tokenizer *tokenizer,
                        bool at_start);
-/* Text of one token into out; returns the number of bytes, or a negative error. max_out >= the
- * longest piece + 12. */
+/*
+ * Text of one token into out; returns the number of bytes, or TLLM_E_ARG (no such token),
+ * TLLM_E_TOO_LONG (out too small; nothing has changed). tokenizer->longest + 14 is always enough.
+ */
 int32_t tllm_decode(struct tllm_decoder *decoder, uint32_t token, char *out,
                     uint32_t max_out) TLLM_MUST_CHECK;
 /* What is still held, as U+FFFD. */
