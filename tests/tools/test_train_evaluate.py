@@ -56,6 +56,8 @@ def test_uniform_network_costs_the_vocabulary(model: Path, text_folder: Path) ->
 def test_rounding_costs_what_the_definition_says() -> None:
     network = Llama(SHAPE)
     network.initialize(5)
+    with torch.no_grad():  # an outlier makes the rounding coarse and the divergence lopsided
+        network.model.embed_tokens.weight[0, 0] = 3.0
     ids = torch.randint(0, 320, (32,), generator=torch.Generator().manual_seed(0))
     nats, rounded_nats, divergence, agreement = compare(network, ids, 32)
     rounded = Llama(SHAPE)
@@ -70,8 +72,8 @@ def test_rounding_costs_what_the_definition_says() -> None:
         q = rounded(ids[None])[0, :-1].double().softmax(-1)
     assert nats == pytest.approx(-float(p.log()[range(31), ids[1:]].sum()))
     assert rounded_nats == pytest.approx(-float(q.log()[range(31), ids[1:]].sum()))
-    assert divergence == pytest.approx(float((p * (p / q).log()).sum() / 31), rel=1e-3)
-    assert divergence > 1e-7
+    assert divergence == pytest.approx(float((p * (p / q).log()).sum() / 31), rel=1e-4)
+    assert divergence > 1e-3
     assert agreement == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
 
 
