@@ -147,8 +147,7 @@ def headers(
     from host.board import ui
     from host.board.make import make_headers
 
-    for path in make_headers(package, output):
-        ui.say(str(path))
+    ui.say(str(make_headers(package, output)))
 
 
 # --- the board ------------------------------------------------------------------------------------
@@ -347,7 +346,9 @@ def flash(
     baud: Baud = 115200,
     sim_dir: SimDir = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    environment: Annotated[
+        str, typer.Option("--environment", "-e", help="Of platformio.ini.")
+    ] = "esp32cam",
     project: Annotated[
         Path | None,
         typer.Option(show_default=False, help="The kit's checkout, with platformio.ini."),
@@ -364,8 +365,8 @@ def flash(
         baud,
         sim_dir=sim_dir,
         dry_run=dry_run,
-        yes=yes,
         project=project,
+        environment=environment,
         positions=positions,
     )
 

@@ -199,7 +199,7 @@ def write_image(image: Path, contents: Contents, progress: Progress = lambda _: 
         ) from None
     size = max(MIN_BYTES, contents.size + contents.size // 16 + _SPARE_BYTES)
     storage = bytearray(-(-size // _BLOCK) * _BLOCK)
-    format_fat32(storage, "TINYLLM", contents.fingerprint.encode())
+    format_fat32(storage, "NO NAME", contents.fingerprint.encode())
     base = fatfs.Partition(fatfs.RamDisk(storage, sector_size=SECTOR))
     done = Written(str(image))
     try:

@@ -120,14 +120,15 @@ def _refuse_another(folder: Path, name: str) -> None:
         )
 
 
-def make_headers(package: str | None, output: Path | None) -> list[Path]:
-    """Writes the C headers of a package; returns their paths.
+def make_headers(package: str | None, output: Path | None) -> Path:
+    """Writes the C header of a package; returns its path.
 
     Args:
         package: What the user wrote.
-        output: Folder to write to; the firmware's generated headers in a checkout where omitted.
+        output: Folder to write to; the firmware's own in a checkout, else this one, where omitted.
     """
     from host.headers import generate_headers
-    from host.package import Package
 
-    return list(generate_headers(Package.open(resolve_package(package)), output or Path()))
+    firmware = Path("firmware/src")
+    folder = output or (firmware if firmware.is_dir() else Path())
+    return generate_headers(resolve_package(package), folder)

@@ -23,7 +23,7 @@ def note(text: str) -> None:
     sys.stderr.flush()
 
 
-def show_json(value: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
+def show_json(value: Any) -> None:
     """Prints one JSON value on one line."""
     say(json.dumps(value, ensure_ascii=False))
 

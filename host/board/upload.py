@@ -98,7 +98,9 @@ def upload(
     for file in todo:
         _send_file(device, contents, file, result, progress)
         result.files += 1
-    device.commit(contents.fingerprint)
+    info = device.info()
+    if todo or info.get("state") != "ready" or info.get("fingerprint") != contents.fingerprint:
+        device.commit(contents.fingerprint)
     result.seconds = device.now() - start
     result.baud = device.baud
     return result

@@ -224,7 +224,7 @@ class _SerialTransport:
             if "://" not in port:
                 self._serial.exclusive = True
             self._serial.timeout = _SERIAL_POLL_S
-            # Opening a port would pull both lines, which resets many boards, or holds them in reset.
+            # Opening a port pulls both lines, which resets many boards, or holds them in reset.
             self._serial.dtr = False
             self._serial.rts = False
             self._serial.open()
