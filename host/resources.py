@@ -1,4 +1,4 @@
-"""Where the built engine and the bundled models are, installed or in a checkout."""
+"""Where the built engine is, installed or in a checkout."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from host.errors import InputError, ToolError
+from host.errors import ToolError
 
 DISTRIBUTION = "esp32-tinyllm"
 _PACKAGE = Path(__file__).resolve().parent
@@ -30,31 +30,6 @@ def engine_library() -> Path:
         ToolError: It has not been built.
     """
     return _native("libtllm.dylib" if sys.platform == "darwin" else "libtllm.so")
-
-
-def bundled_models() -> list[Path]:
-    """Returns the folders of the models that come with the kit, checkpoints or packages, by name.
-
-    In a checkout that is not installed, those that a user put into weights/ are among them.
-    """
-    folder = _PACKAGE / "_weights"
-    if not folder.is_dir():
-        folder = _PACKAGE.parent / "weights"
-    found = [*folder.glob("*/config.json"), *folder.glob("*/manifest.json")]
-    return sorted({path.parent for path in found})
-
-
-def bundled_model(name: str) -> Path:
-    """Returns the folder of one model that comes with the kit.
-
-    Raises:
-        InputError: There is none of that name.
-    """
-    models = {path.name: path for path in bundled_models()}
-    if name not in models:
-        known = ", ".join(models) or "none"
-        raise InputError(f"No bundled model is called {name}", f"These are there: {known}")
-    return models[name]
 
 
 def _native(name: str) -> Path:

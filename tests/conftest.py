@@ -98,6 +98,49 @@ def valid_text(shared_dir: Path) -> str:
     return (shared_dir / "text" / "tinystories-valid.txt").read_text(encoding="utf-8")
 
 
+# --- Packages -------------------------------------------------------------------------------------
+
+
+class Quantized(Protocol):
+    """Quantizes `stories260K`, `tiny-llm-surrogate` or `bundled`, and returns the package."""
+
+    def __call__(self, model: str) -> Path: ...
+
+
+@pytest.fixture(scope="session")
+def quantized(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Quantized:
+    """Packages, kept by the hash of the code that makes them; tests copy what they change."""
+    from host.checkpoint import load_checkpoint
+    from host.models import resolve_model
+    from host.quantize import quantize_checkpoint
+
+    assert pytestconfig.cache is not None
+    store = pytestconfig.cache.mkdir("tllm-packages")
+    parts = ("checkpoint", "quantize", "package", "tokenizer")
+    code = sorted(path for part in parts for path in (REPOSITORY / "host" / part).glob("*.py"))
+
+    def quantize(model: str) -> Path:
+        if model == "bundled":
+            source = resolve_model(None)
+        elif model == "stories260K":
+            source = request.getfixturevalue("stories260k_bin")
+        else:
+            source = request.getfixturevalue("surrogate_dir")
+        weights = [source] if source.is_file() else sorted(source.glob("*.safetensors"))
+        digest = hashlib.sha256()
+        for path in code:
+            digest.update(path.read_bytes())
+        for path in weights:
+            digest.update(f"{path}\0{path.stat().st_mtime_ns}\0".encode())
+        folder = store / f"{model}-{digest.hexdigest()[:16]}"
+        with _locked(store / f"{model}.lock"):
+            if not folder.exists():
+                quantize_checkpoint(load_checkpoint(source), folder)
+        return folder
+
+    return quantize
+
+
 # --- Programs a test may need ---------------------------------------------------------------------
 
 

@@ -24,6 +24,7 @@ from host.errors import (
     OutputError,
     explain_os_error,
 )
+from host.models import bundled_models
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 README_COMMANDS = (
@@ -65,17 +66,12 @@ def test_missing_engine_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         resources.simulator()
 
 
-def test_unknown_bundled_model_is_explained() -> None:
-    with pytest.raises(InputError, match=r"No bundled model is called nonesuch\."):
-        resources.bundled_model("nonesuch")
-
-
 def test_bundled_models_are_those_kept_in_git() -> None:
     kept = set(re.findall(r"^!/weights/([^/]+)/$", read(".gitignore"), re.M))
     listed = re.search(r"set\(bundled_models (.+)\)", read("firmware/ports/posix/CMakeLists.txt"))
     assert listed is not None
     assert set(listed[1].split()) == kept
-    assert {path.name for path in resources.bundled_models()} >= kept
+    assert {path.name for path in bundled_models().values()} >= kept
 
 
 def test_import_loads_nothing_heavy() -> None:
