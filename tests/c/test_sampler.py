@@ -175,7 +175,7 @@ def test_generator_is_splitmix64(engine: el.Engine) -> None:
     ids=str,
 )
 def test_parameters_out_of_range_are_refused(engine: el.Engine, sampling: dict[str, int]) -> None:
-    assert sample(engine, [0] * VOCAB, -20, 5, **sampling) == (el.ARG, 5)
+    assert sample(engine, [0] * VOCAB, -20, 5, (), **sampling) == (el.ARG, 5)
 
 
 def test_history_beyond_the_vocabulary_is_refused(engine: el.Engine) -> None:

@@ -18,7 +18,8 @@ WARNINGS = (
     "-Wmissing-prototypes",
     "-Werror",
 )
-MEMORY = {"memcpy", "memset", "memmove", "memcmp", "memchr", "strlen"}
+# bcmp: what clang makes of memcmp(..) == 0.
+MEMORY = {"memcpy", "memset", "memmove", "memcmp", "bcmp", "memchr", "strlen"}
 # libgcc's integers: multiplication, division, shifts, comparison, leading zeros; no sf or df.
 INTEGER_HELPER = re.compile(r"__u?(mul|div|mod|divmod|ashl|ashr|lshr|cmp|clz|ctz|ffs)[sd]i[234]?")
 INTEGER_HELPER_2 = re.compile(r"__umulsidi3|_GLOBAL_OFFSET_TABLE_")
@@ -28,9 +29,11 @@ def nm(tool: str, objects: list[Path]) -> list[tuple[str, str, str]]:
     """(object, type, symbol) of every symbol."""
     found = []
     for path in objects:
-        out = subprocess.run([tool, path], capture_output=True, text=True, check=True).stdout
-        found += [(path.name, *line.split()[-2:]) for line in out.splitlines()]
-    return [(name, kind, symbol) for name, kind, symbol in found]
+        out = subprocess.run([tool, str(path)], capture_output=True, text=True, check=True).stdout
+        for line in out.splitlines():
+            kind, symbol = line.split()[-2:]
+            found.append((path.name, kind, symbol))
+    return found
 
 
 def check(symbols: list[tuple[str, str, str]]) -> list[str]:
@@ -50,10 +53,9 @@ def compile_all(compiler: list[str], sources: list[Path], folder: Path) -> list[
     objects = []
     for source in sources:
         objects.append(folder / f"{source.stem}.o")
-        command = [*compiler, *WARNINGS, f"-I{engine_library.TINYLLM}", "-c", source, "-o"]
-        result = subprocess.run(
-            [*command, objects[-1]], capture_output=True, text=True, check=False
-        )
+        files = ["-c", str(source), "-o", str(objects[-1])]
+        command = [*compiler, *WARNINGS, f"-I{engine_library.TINYLLM}", *files]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr
     return objects
 
