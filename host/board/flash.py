@@ -1,4 +1,4 @@
-"""`host flash`: headers, firmware, package and a check, in that order; what is unchanged is skipped."""
+"""`host flash`: headers, firmware, package and a check; what is unchanged is skipped."""
 
 from __future__ import annotations
 
