@@ -80,11 +80,10 @@ def test_takes_no_more_instructions(
     )
 
 
-def test_memory_that_is_not_there_traps(program: Path, tmp_path: Path) -> None:
-    """3 MB instead of 4: the program reaches beyond the end, and does not go on quietly."""
-    (tmp_path / "descriptor.bin").write_bytes(b"TLLM" * 40)
+def test_memory_that_is_not_there_traps(program: Path, quantized: Callable[[str], Path]) -> None:
+    """With 1 MB of the 4 the program reaches beyond the end, and does not go on quietly."""
     done = subprocess.run(
-        xtensa.command(program, str(tmp_path), memory="64K"),
+        xtensa.command(program, str(quantized("stories260K")), memory="1M"),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
