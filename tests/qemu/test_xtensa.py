@@ -81,9 +81,9 @@ def test_takes_no_more_instructions(
 
 
 def test_memory_that_is_not_there_traps(program: Path, quantized: Callable[[str], Path]) -> None:
-    """With 1 MB of the 4 the program reaches beyond the end, and does not go on quietly."""
+    """With 512 KB of 4 MB the program reaches beyond the end, and does not go on quietly."""
     done = subprocess.run(
-        xtensa.command(program, str(quantized("stories260K")), memory="1M"),
+        xtensa.command(program, str(quantized("stories260K")), memory="512K"),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
