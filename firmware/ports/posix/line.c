@@ -82,8 +82,10 @@ int sim_line_open(struct sim_line *line, const struct sim_options *options, vola
     if (options->transport == SIM_TCP) {
         return open_tcp(line);
     }
-    line->in = STDIN_FILENO;
-    line->out = STDOUT_FILENO;
+    if (options->transport == SIM_STDIO) {
+        line->in = STDIN_FILENO;
+        line->out = STDOUT_FILENO;
+    }
     return 0;
 }
 

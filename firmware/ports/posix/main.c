@@ -57,7 +57,7 @@ static int line_read(void *ctx, void *dst, uint32_t len, uint32_t wait_ms) {
 
 static int line_write(void *ctx, const void *src, uint32_t len) {
     struct sim *sim = ctx;
-    return sim->options.size ? 0 : sim_line_write(&sim->line, src, len);
+    return sim_line_write(&sim->line, src, len);
 }
 
 static int line_set_baud(void *ctx, uint32_t baud) {
@@ -225,7 +225,10 @@ int main(int argc, char **argv) {
     if (!take_memory(&sim.options, &memory)) {
         return 2;
     }
-    if (!sim.options.size && sim_line_open(&sim.line, &sim.options, &end_asked) != 0) {
+    if (sim.options.size) {
+        sim.options.transport = SIM_NO_LINE;
+    }
+    if (sim_line_open(&sim.line, &sim.options, &end_asked) != 0) {
         return 2;
     }
     if (sim_card_start(&sim.card, &sim.options) != 0 || sim_cores_start(&sim.cores) != 0) {
@@ -235,9 +238,7 @@ int main(int argc, char **argv) {
     const int status = run(&sim, &memory);
     sim_cores_end(&sim.cores);
     sim_card_end(&sim.card);
-    if (!sim.options.size) {
-        sim_line_close(&sim.line);
-    }
+    sim_line_close(&sim.line);
     free(memory.dev);
     free(memory.bulk);
     return status;

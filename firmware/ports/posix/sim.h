@@ -12,6 +12,7 @@ enum sim_transport {
     SIM_STDIO,
     SIM_PTY,
     SIM_TCP,
+    SIM_NO_LINE,
 };
 
 /* Probabilities a byte, as fractions of 2^32. */
