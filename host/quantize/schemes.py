@@ -17,7 +17,8 @@ from host.package.facts import Scale
 
 FloatArray = NDArray[np.float32]
 
-_BLOCK = 1 << 18
+_BLOCK = 1 << 13
+"""Elements at a time: few enough for the cache, and for BLAS to stay on one thread."""
 _LEAST_NORMAL = 2.0**-126
 
 
