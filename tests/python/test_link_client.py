@@ -1,0 +1,275 @@
+"""The client against a board written from the specification: answers, resends, events, refusals."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from fake_board import FakeBoard, FakeLine, Faults
+from hypothesis import given
+from hypothesis import strategies as st
+
+from host.errors import BoardError
+from host.link.client import Ack, Device, End, NoAnswer, Refused, Request, Status, stages_of
+from host.link.frames import Decoder, Frame
+
+LOSSY = Faults(seed=5, drop=0.0004, flip=0.0004, duplicate=0.0004, insert=0.0004)
+
+
+def connect(board: FakeBoard | None = None, faults: Faults | None = None) -> tuple[Device, FakeBoard]:
+    board = board or FakeBoard()
+    return Device(FakeLine(board, faults)), board
+
+
+def test_hello_says_who_is_there() -> None:
+    device, _ = connect()
+    assert device.hello.text == "fake 1.0"
+    assert device.hello.window_bytes == 32768
+
+
+def test_a_line_with_nobody_on_it_is_a_sentence_and_is_closed() -> None:
+    class Silent(FakeLine):
+        def write(self, data: bytes) -> None:
+            pass
+
+    line = Silent(FakeBoard())
+    with pytest.raises(NoAnswer, match="Nothing answers") as caught:
+        Device(line, patience=2.0)
+    assert caught.value.exit_code == 2
+    assert line.closed
+    assert 2.0 <= line.now() < 4.0
+
+
+def test_a_board_that_boots_late_is_waited_for() -> None:
+    class Late(FakeLine):
+        def write(self, data: bytes) -> None:
+            if self.now() > 3.0:
+                super().write(data)
+
+    assert Device(Late(FakeBoard())).hello.text == "fake 1.0"
+
+
+def test_console_text_before_and_between_frames_is_skipped() -> None:
+    class Chatty(FakeLine):
+        def write(self, data: bytes) -> None:
+            super().write(data)
+            self._inbox += b"ets Jul 29 2019\r\nrst:0x1\r\n> "
+
+    device = Device(Chatty(FakeBoard()))
+    assert device.info()["state"] == "no-model"
+
+
+def test_a_lost_answer_is_asked_for_again_and_the_request_not_run_twice() -> None:
+    class DropsOne(FakeLine):
+        drop = False
+
+        def write(self, data: bytes) -> None:
+            super().write(data)
+            if self.drop:
+                self._inbox.clear()
+                self.drop = False
+
+    board = FakeBoard()
+    line = DropsOne(board)
+    device = Device(line)
+    board.runs.clear()
+    line.drop = True
+    before = line.now()
+    assert device.encode("ab") == [97, 98]
+    assert board.runs == [(Request.ENCODE, b"ab")]
+    assert device.resent == 1
+    assert 0.5 <= line.now() - before < 0.7
+
+
+def test_a_silent_board_is_given_up_after_eight_more_tries() -> None:
+    class Dies(FakeLine):
+        dead = False
+
+        def write(self, data: bytes) -> None:
+            if not self.dead:
+                super().write(data)
+
+    line = Dies(FakeBoard())
+    device = Device(line)
+    line.dead = True
+    with pytest.raises(NoAnswer, match="does not answer"):
+        device.info()
+    assert device.resent == 8
+
+
+def test_sequence_numbers_wrap_past_zero() -> None:
+    device, board = connect()
+    seen = []
+    board.before_answer = lambda frame: seen.append(frame.seq)
+    for _ in range(600):
+        device.encode("x")
+    assert 0 not in seen
+    assert set(seen) == set(range(1, 256))
+
+
+def test_an_answer_to_another_request_is_not_taken() -> None:
+    class Stale(FakeLine):
+        def write(self, data: bytes) -> None:
+            self._inbox += b"\0\x05\x85\xfa" + b"\0"
+            super().write(data)
+
+    assert Device(Stale(FakeBoard())).encode("q") == [113]
+
+
+def test_generate_streams_whole_characters_and_reports() -> None:
+    board = FakeBoard()
+    board.pieces = ["Ünï", " 漢字", "🙂"]
+    device, _ = connect(board)
+    pieces: list[str] = []
+    done = device.generate("hi", 0, pieces.append)
+    assert pieces == ["Ünï", " 漢字", "🙂"]
+    assert (done.end, done.prompt_tokens, done.tokens) == (End.LENGTH, 3, 3)
+    assert done.answer_s == pytest.approx(0.002)
+    assert done.reading_share == pytest.approx(500 / 3000)
+
+
+def test_split_characters_are_held_until_they_are_whole() -> None:
+    board = FakeBoard()
+    device, _ = connect(board)
+    data = "né漢🙂".encode()
+
+    def split(frame: Frame) -> None:
+        if frame.type == Request.GENERATE:
+            for byte in data:
+                board._send(frame.type | 0x40, frame.seq, bytes((byte,)))
+
+    board.before_answer = split
+    board.pieces = []
+    pieces: list[str] = []
+    device.generate("", 4, pieces.append)
+    assert pieces == ["n", "é", "漢", "🙂"]
+
+
+def test_ctrl_c_stops_the_answer_and_is_not_lost() -> None:
+    board = FakeBoard()
+    device, _ = connect(board)
+    board.runs.clear()
+    asked = [True]
+
+    def interrupt(_: str) -> None:
+        if asked.pop() if asked else False:
+            raise KeyboardInterrupt
+
+    done = device.generate("x", 4, interrupt)
+    assert done.tokens == 4
+    assert Request.STOP in [kind for kind, _ in board.runs]
+
+
+def test_a_prompt_longer_than_a_frame_is_refused_before_it_is_sent() -> None:
+    device, board = connect()
+    board.runs.clear()
+    with pytest.raises(BoardError, match="5,000 bytes"):
+        device.generate("x" * 5000, 1, lambda _: None)
+    assert board.runs == []
+
+
+def test_a_refusal_carries_status_and_words() -> None:
+    device, _ = connect()
+    with pytest.raises(Refused) as caught:
+        device.rewind(5)
+    assert caught.value.status == Status.STATE
+    with pytest.raises(Refused, match="does not know"):
+        device.sample()
+
+
+@pytest.mark.parametrize(("batch", "each"), [(1, True), (3, True), (8, True), (8, False)])
+def test_feed_returns_a_row_a_position(batch: int, each: bool) -> None:
+    device, board = connect()
+    fed = device.feed(range(100, 100 + batch), 0, each=each, stages=True, layers=1)
+    assert fed.n_past == batch
+    for position, row in enumerate(fed.crcs):
+        stages = stages_of(1, head=each)
+        assert len(row) == len(stages)
+        assert row == [(position << 16 | stage << 8) + 100 + position for stage, _ in stages]
+
+
+def test_a_long_answer_that_is_lost_is_worked_out_again_from_the_same_place() -> None:
+    class DropsFeeds(FakeLine):
+        left = 3
+
+        def write(self, data: bytes) -> None:
+            is_feed = any(
+                isinstance(f, Frame) and f.type == Request.FEED for f in Decoder().feed(data)
+            )
+            super().write(data)
+            if is_feed and self.left:
+                self.left -= 1
+                self._inbox.clear()
+
+    board = FakeBoard()
+    device = Device(DropsFeeds(board))
+    device.feed([1, 2], 0)
+    fed = device.feed(range(8), 2, each=True, stages=True, layers=1)
+    assert fed.n_past == board.n_past == 10
+    assert fed.crcs[0][0] == 2 << 16
+
+
+def test_capture_puts_the_pieces_together_and_repeats_what_was_lost() -> None:
+    device, board = connect(faults=Faults(seed=3, drop=2e-5))
+    for position in range(20):
+        got = device.capture(7, 0, 42, position)
+        assert got.exponent == -20
+        assert got.mantissas.tolist() == [7, 42, -position] * 700
+        assert board.n_past == position + 1
+
+
+def test_files_are_listed_to_the_end() -> None:
+    board = FakeBoard()
+    board.files = {f"1a2b3c4d/f{i}.bin": bytes(i) for i in range(10)}
+    device, _ = connect(board)
+    assert device.files() == [(f"1a2b3c4d/f{i}.bin", i) for i in range(10)]
+
+
+def test_baud_goes_up_and_comes_back() -> None:
+    board = FakeBoard()
+    line = FakeLine(board, baud=115200)
+    with Device(line) as device:
+        assert device.set_baud(921600)
+        assert (device.baud, board.baud) == (921600, 921600)
+        assert device.encode("a") == [97]
+    assert (line.baud, board.baud) == (115200, 115200)
+
+
+def test_a_rate_that_does_not_work_is_given_up() -> None:
+    board = FakeBoard()
+    board.max_baud = 500_000
+    line = FakeLine(board, baud=115200)
+    device = Device(line)
+    assert not device.set_baud(2_000_000)
+    assert line.baud == 115200
+    assert device.encode("a") == [97]
+
+
+def test_a_board_left_at_another_rate_is_found() -> None:
+    board = FakeBoard()
+    board.baud = 921600
+    line = FakeLine(board, baud=115200)
+    assert Device(line, patience=1.0).baud == 921600
+
+
+def test_requests_survive_a_lossy_line() -> None:
+    device, board = connect(faults=LOSSY)
+    for number in range(200):
+        text = f"text {number}" * 5
+        assert device.decode(device.encode(text)) == text
+    assert device.resent > 0
+    assert board.current == ""
+
+
+@given(st.binary(max_size=100))
+def test_acks_of_any_bytes_parse_or_are_none(payload: bytes) -> None:
+    ack = Ack.parse(payload)
+    if ack is not None:
+        assert len(ack.held) == payload[12] + 1
+        assert ack.written == struct.unpack_from("<I", payload)[0]
+
+
+def test_stages_are_in_the_order_of_the_pass() -> None:
+    assert stages_of(2, head=True)[0] == (0, 0)
+    assert stages_of(2, head=True)[-2:] == [(12, 0), (13, 0)]
+    assert len(stages_of(2, head=False)) == 1 + 2 * 11

@@ -1,0 +1,197 @@
+"""Uploads: whole and equal, or a clear failure, over lines that lose, spoil and invent bytes."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from pathlib import Path
+
+import pytest
+from fake_board import CHUNK, FakeBoard, FakeLine, Faults
+
+from host.board.contents import CardFile, Contents
+from host.board.upload import upload
+from host.errors import BoardError, HostError, LinkError
+from host.link.client import Device, Refused, Status
+
+RUNS = 40
+RATES = (0.0001, 0.0005, 0.002, 0.01, 0.05)
+
+
+def make_contents(folder: Path, sizes: dict[str, int], seed: int = 0) -> Contents:
+    chance = random.Random(seed)
+    files = []
+    for name, size in sizes.items():
+        data = chance.randbytes(size)
+        (folder / name).write_bytes(data)
+        chunks = tuple(zlib.crc32(data[at : at + CHUNK]) for at in range(0, size, CHUNK))
+        files.append(CardFile(name, folder / name, size, zlib.crc32(data), chunks))
+    return Contents("1a2b3c4d" + "00" * 28, tuple(files))
+
+
+@pytest.fixture
+def contents(tmp_path: Path) -> Contents:
+    return make_contents(tmp_path, {"a.bin": 3 * CHUNK + 100, "b.bin": 64, "c.json": 1, "d.bin": CHUNK})
+
+
+def assert_complete(board: FakeBoard, contents: Contents) -> None:
+    assert board.current == contents.fingerprint
+    assert set(board.files) == {f"1a2b3c4d/{file.name}" for file in contents.files}
+    for file in contents.files:
+        assert board.files[f"1a2b3c4d/{file.name}"] == file.path.read_bytes()
+
+
+def test_a_clean_line_carries_each_byte_once(contents: Contents) -> None:
+    board = FakeBoard()
+    progress: list[int] = []
+    done = upload(Device(FakeLine(board)), contents, progress=progress.append)
+    assert_complete(board, contents)
+    assert (done.files, done.skipped, done.sent, done.lost_frames) == (4, 0, contents.size, 0)
+    assert sum(progress) == contents.size
+    assert done.line_bytes < contents.size * 1.02 + 200
+
+
+def test_what_is_there_and_equal_is_skipped(contents: Contents) -> None:
+    board = FakeBoard()
+    upload(Device(FakeLine(board)), contents)
+    board.runs.clear()
+    done = upload(Device(FakeLine(board)), contents)
+    assert (done.files, done.skipped, done.sent) == (0, 4, 0)
+    assert 0x22 not in [kind for kind, _ in board.runs]
+
+
+def test_one_wrong_bit_on_the_card_is_found_and_mended(contents: Contents) -> None:
+    board = FakeBoard()
+    upload(Device(FakeLine(board)), contents)
+    data = bytearray(board.files["1a2b3c4d/a.bin"])
+    data[5000] ^= 4
+    board.files["1a2b3c4d/a.bin"] = bytes(data)
+    done = upload(Device(FakeLine(board)), contents)
+    assert (done.files, done.skipped) == (1, 3)
+    assert_complete(board, contents)
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_a_part_is_kept_up_to_its_first_wrong_chunk(contents: Contents, spoilt: bool) -> None:
+    board = FakeBoard()
+    data = bytearray(contents.files[0].path.read_bytes()[: 2 * CHUNK + 10])
+    if spoilt:
+        data[CHUNK + 1] ^= 1
+    board.files["1a2b3c4d/a.bin.part"] = bytes(data)
+    done = upload(Device(FakeLine(board)), contents)
+    assert done.resumed == (CHUNK if spoilt else 2 * CHUNK)
+    assert_complete(board, contents)
+
+
+def test_a_card_too_small_is_said_before_anything_is_sent(contents: Contents) -> None:
+    board = FakeBoard()
+    board.capacity = contents.size - 1
+    with pytest.raises(BoardError, match=f"needs {contents.size:,}") as caught:
+        upload(Device(FakeLine(board)), contents)
+    assert caught.value.exit_code == 2
+    assert board.files == {}
+
+
+def test_a_card_that_fills_up_on_the_way_is_an_error_and_no_switch(contents: Contents) -> None:
+    board = FakeBoard()
+
+    def fill(frame: object) -> None:
+        if getattr(frame, "type", 0) == 0x22:
+            board.capacity = 10
+
+    board.before_answer = fill
+    with pytest.raises(Refused) as caught:
+        upload(Device(FakeLine(board)), contents)
+    assert caught.value.status == Status.FULL
+    assert board.current == ""
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("seed", range(RUNS // len(RATES)))
+def test_a_bad_line_ends_complete_and_equal_or_with_a_sentence(
+    tmp_path: Path, rate: float, seed: int
+) -> None:
+    contents = make_contents(tmp_path, {"a.bin": 5 * CHUNK + 77, "b.json": 300}, seed)
+    board = FakeBoard()
+    kinds = random.Random(seed).sample(("drop", "flip", "duplicate", "insert"), 2)
+    faults = Faults(seed, **{kind: rate / 2 for kind in kinds})
+    line = FakeLine(board, faults)
+    try:
+        upload(Device(line), contents)
+    except HostError as exc:
+        assert isinstance(exc, LinkError | BoardError)
+        assert rate >= 0.01, f"{rate} should get through: {exc}"
+        assert board.current == ""
+        assert line.now() < 900
+        return
+    assert_complete(board, contents)
+
+
+@pytest.mark.parametrize("at", [20, 300, 5000, 9000, 14000, 20000, 24000])
+def test_a_board_that_resets_is_found_again_and_the_upload_goes_on(tmp_path: Path, at: int) -> None:
+    contents = make_contents(tmp_path, {"a.bin": 4 * CHUNK, "b.bin": 2 * CHUNK})
+    board = FakeBoard()
+    line = FakeLine(board, baud=115200, reset_at=at)
+    done = upload(Device(line), contents)
+    assert_complete(board, contents)
+    assert done.sent < contents.size + 5 * CHUNK
+
+
+def test_a_line_that_dies_is_a_sentence_and_what_arrived_is_kept(contents: Contents) -> None:
+    class Dies(FakeLine):
+        def write(self, data: bytes) -> None:
+            if self.written < 10000:
+                super().write(data)
+
+    board = FakeBoard()
+    with pytest.raises(LinkError):
+        upload(Device(Dies(board)), contents)
+    assert board.current == ""
+    assert len(board.files["1a2b3c4d/a.bin.part"]) >= CHUNK
+    done = upload(Device(FakeLine(board)), contents)
+    assert done.resumed >= CHUNK
+    assert_complete(board, contents)
+
+
+def test_the_fastest_rate_that_works_is_used_and_left_again(contents: Contents) -> None:
+    board = FakeBoard()
+    board.max_baud = 500_000
+    line = FakeLine(board, baud=115200)
+    with Device(line) as device:
+        done = upload(device, contents)
+    assert done.baud == 460800
+    assert line.baud == board.baud == 115200
+    assert_complete(board, contents)
+
+
+def test_one_damaged_frame_in_a_hundred_costs_less_than_half_as_much_again(tmp_path: Path) -> None:
+    contents = make_contents(tmp_path, {"a.bin": 1 << 20})
+    times = []
+    for rate in (0.0, 0.01):
+        line = FrameLoss(FakeBoard(), rate)
+        device = Device(line)
+        line.baud_now = 921600
+        start = line.now()
+        upload(device, contents)
+        times.append(line.now() - start)
+        assert_complete(line.board, contents)
+    assert times[0] < times[1] < 1.5 * times[0]
+
+
+class FrameLoss(FakeLine):
+    """Damages whole frames, in both directions."""
+
+    baud_now: int | None = None
+
+    def __init__(self, board: FakeBoard, rate: float) -> None:
+        super().__init__(board)
+        self._rate, self._random = rate, random.Random(11)
+
+    def write(self, data: bytes) -> None:
+        before = len(self._inbox)
+        if self._random.random() < self._rate and len(data) > 4:
+            data = data[:3] + bytes((data[3] ^ 1 or 1,)) + data[4:]
+        super().write(data)
+        self._clock += len(data) * 10 / 921600
+        if self._random.random() < self._rate and len(self._inbox) > before + 4:
+            self._inbox[before + 3] ^= 0x40
