@@ -69,7 +69,7 @@ static void strike(struct sim_card *card) {
 }
 
 static void after_change(struct sim_card *card) {
-    if (card->changes == card->options->power_cut_after) {
+    if (card->changes > 0 && card->changes == card->options->power_cut_after) {
         cut_power(card);
     }
 }
