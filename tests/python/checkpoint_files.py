@@ -87,7 +87,7 @@ def tokenizer_bin(vocab: int) -> bytes:
     """A llama2.c tokenizer whose normal pieces are CJK characters, which nothing merges into."""
     texts = [b"<unk>", b"\n<s>\n", b"\n</s>\n"]
     texts += [b"<0x%02X>" % value for value in range(256)]
-    texts += [chr(0x4E00 + i).encode() for i in range(vocab - len(texts))]
+    texts += [chr(0x20000 + i).encode() for i in range(vocab - len(texts))]
     entries = (struct.pack("<fi", -float(i), len(text)) + text for i, text in enumerate(texts))
     return struct.pack("<i", max(map(len, texts))) + b"".join(entries)
 
