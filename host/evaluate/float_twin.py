@@ -1,7 +1,7 @@
 """A plain float forward pass of a Llama model, to measure the integer engine against.
 
-It runs a checkpoint's own weights, or the weights that a package's integers stand for: "float
-arithmetic on the same rounded weights", which tells what the rounding of the weights costs from what
+It runs a checkpoint's own weights, or the weights that a package's integers stand for. The latter,
+float arithmetic on the same rounded weights, tells what the rounding of the weights costs from what
 the integer arithmetic does.
 """
 
@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from host.checkpoint.model import EMBED, FINAL_NORM, HEAD, LAYER_TENSORS, layer_tensor
+from host.package import layout
+
 if TYPE_CHECKING:
     from host.checkpoint import Checkpoint
-    from host.package.reader import Package
+    from host.package import Package
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 
@@ -49,20 +52,20 @@ class FloatModel:
 
     Args:
         shape: The model's facts.
-        tensors: float32 arrays under Hugging Face names (``model.embed_tokens.weight``, ...,
-            ``lm_head.weight`` also where it is tied), matrices as (out_features, in_features), the
-            rotary pairs in the half-split layout. Each is read once, here.
+        tensors: float32 arrays by Hugging Face's names, as a `Checkpoint` has them: matrices as
+            (out_features, in_features), the rotary pairs in the half-split layout. Each is read
+            once, here. Without a head, it is the embedding.
     """
 
     def __init__(self, shape: Shape, tensors: Mapping[str, Floats]) -> None:
         self.shape = shape
-        self._embed = _float32(tensors["model.embed_tokens.weight"])
+        self._embed = _float32(tensors[EMBED])
         self._layers = [
-            {name: _float32(tensors[f"model.layers.{i}.{name}.weight"]) for name in _LAYER_NAMES}
+            {part: _float32(tensors[layer_tensor(i, part)]) for part in LAYER_TENSORS}
             for i in range(shape.layers)
         ]
-        self._norm = _float32(tensors["model.norm.weight"])
-        self._head = _float32(tensors["lm_head.weight"])
+        self._norm = _float32(tensors[FINAL_NORM])
+        self._head = _float32(tensors[HEAD]) if HEAD in tensors else self._embed
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> FloatModel:
@@ -78,15 +81,7 @@ class FloatModel:
             eps=config.rms_norm_eps,
             frequencies=float(config.rope_theta) ** -exponents,
         )
-        names = [name for name, _ in _package_names(shape.layers)]
-        tied = "model.embed_tokens.weight"
-        tensors = {
-            name: checkpoint.tensors[
-                tied if name == "lm_head.weight" and config.tie_word_embeddings else name
-            ]
-            for name in names
-        }
-        return cls(shape, tensors)
+        return cls(shape, checkpoint.tensors)
 
     @classmethod
     def from_package(cls, package: Package) -> FloatModel:
@@ -101,14 +96,15 @@ class FloatModel:
             eps=float(np.ldexp(float(facts.eps_m), facts.eps_e)),
             frequencies=facts.rope_freq.astype(np.float64) * (2 * np.pi / 2**32),
         )
+        outside = {layout.EMBED: EMBED, layout.FINAL_NORM: FINAL_NORM, layout.HEAD: HEAD}
         tensors: dict[str, Floats] = {}
-        for index, (name, is_norm) in enumerate(_package_names(shape.layers)):
-            scale = facts.tensors[index].scale
-            values = package.tensor(index).astype(np.float32)
-            if is_norm:
-                values = values.reshape(-1)
-            # Exact: eight or fifteen bits times a scale of 24 bits, rounded once.
-            tensors[name] = values * np.float32(np.ldexp(float(scale.m), scale.e))
+        for index, place in enumerate(facts.places):
+            if place.part == layout.HEAD and facts.tied:
+                continue
+            name = outside.get(place.part) or layer_tensor(place.layer, place.part)
+            # A float32 scale times an integer of at most 15 bits, rounded once.
+            scale = np.float32(facts.tensors[index].scale.value)
+            tensors[name] = package.tensor(index).astype(np.float32) * scale
         return cls(shape, tensors)
 
     def logits(self, tokens: Sequence[int] | npt.NDArray[np.integer]) -> Floats:
@@ -121,7 +117,7 @@ class FloatModel:
 
     def head(self, states: Floats) -> Floats:
         """Returns (n, vocab) float32 logits of (n, hidden) final states, see `states`."""
-        return states @ self._head.T
+        return _times(states, self._head)
 
     def states(self, tokens: Sequence[int] | npt.NDArray[np.integer]) -> Floats:
         """Returns (n, hidden) float32: what the head is applied to, after the final norm."""
@@ -132,63 +128,47 @@ class FloatModel:
         turn = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
         r = self._embed[ids]
         for layer in self._layers:
-            x = _rms_norm(r, layer["input_layernorm"], self.shape.eps)
+            x = _rms_norm(r, layer["norm1"], self.shape.eps)
             r = r + self._attention(layer, x, turn)
-            x = _rms_norm(r, layer["post_attention_layernorm"], self.shape.eps)
-            gate = x @ layer["mlp.gate_proj"].T
-            up = x @ layer["mlp.up_proj"].T
-            r = r + (_silu(gate) * up) @ layer["mlp.down_proj"].T
+            x = _rms_norm(r, layer["norm2"], self.shape.eps)
+            x = _silu(_times(x, layer["gate_proj"])) * _times(x, layer["up_proj"])
+            r = r + _times(x, layer["down_proj"])
         return _rms_norm(r, self._norm, self.shape.eps)
 
     def _attention(
         self, layer: Mapping[str, Floats], x: Floats, turn: tuple[Floats, Floats]
     ) -> Floats:
         shape, n = self.shape, len(x)
-        q = (x @ layer["self_attn.q_proj"].T).reshape(n, shape.heads, shape.head_dim)
-        k = (x @ layer["self_attn.k_proj"].T).reshape(n, shape.kv_heads, shape.head_dim)
-        v = (x @ layer["self_attn.v_proj"].T).reshape(n, shape.kv_heads, shape.head_dim)
+        q = _times(x, layer["q_proj"]).reshape(n, shape.heads, shape.head_dim)
+        k = _times(x, layer["k_proj"]).reshape(n, shape.kv_heads, shape.head_dim)
+        v = _times(x, layer["v_proj"]).reshape(n, shape.kv_heads, shape.head_dim)
         q, k = _rotate(q, turn), _rotate(k, turn)
-        hidden_future = np.triu(np.full((n, n), -np.inf, dtype=np.float32), 1)
+        future = np.triu(np.full((n, n), -np.inf, dtype=np.float32), 1)
         out = np.empty_like(q)
         for head in range(shape.heads):
             group = head // (shape.heads // shape.kv_heads)
             scores = q[:, head] @ k[:, group].T / np.float32(np.sqrt(shape.head_dim))
-            scores += hidden_future
+            scores += future
             scores -= scores.max(axis=1, keepdims=True)
             weights = np.exp(scores)
             weights /= weights.sum(axis=1, keepdims=True)
             out[:, head] = weights @ v[:, group]
-        return out.reshape(n, -1) @ layer["self_attn.o_proj"].T
-
-
-_LAYER_NAMES = (
-    "input_layernorm",
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "post_attention_layernorm",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-)
-
-
-def _package_names(layers: int) -> list[tuple[str, bool]]:
-    """Returns the Hugging Face name of each tensor in a package's order, and whether a norm's."""
-    names = ["model.embed_tokens"]
-    names += [f"model.layers.{i}.{name}" for i in range(layers) for name in _LAYER_NAMES]
-    names += ["model.norm", "lm_head"]
-    return [(f"{name}.weight", name.endswith("norm")) for name in names]
+        return _times(out.reshape(n, -1), layer["o_proj"])
 
 
 def _float32(values: Floats) -> Floats:
     return np.ascontiguousarray(values, dtype=np.float32)
 
 
+def _times(x: Floats, weights: Floats) -> Floats:
+    product: Floats = x @ weights.T
+    return product
+
+
 def _rms_norm(r: Floats, gain: Floats, eps: float) -> Floats:
-    mean = np.mean(r * r, axis=1, keepdims=True)
-    return r / np.sqrt(mean + np.float32(eps)) * gain
+    mean: Floats = np.mean(r * r, axis=1, keepdims=True)
+    normal: Floats = r / np.sqrt(mean + np.float32(eps)) * gain
+    return normal
 
 
 def _rotate(v: Floats, turn: tuple[Floats, Floats]) -> Floats:
@@ -199,4 +179,6 @@ def _rotate(v: Floats, turn: tuple[Floats, Floats]) -> Floats:
 
 def _silu(v: Floats) -> Floats:
     # 1 / (1 + exp(-v)), written so that no exponential overflows.
-    return v * (np.float32(0.5) * (np.float32(1) + np.tanh(np.float32(0.5) * v)))
+    half = np.float32(0.5)
+    activated: Floats = v * (half + half * np.tanh(half * v))
+    return activated

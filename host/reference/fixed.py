@@ -49,15 +49,11 @@ def rsr(v: Ints, n: int | Ints) -> Ints:
         v: Any int64.
         n: Shift, at least 0, broadcast against v; 63 and more give 0.
     """
-    n = np.asarray(n, dtype=np.int64)
-    if np.any(n < 0):
+    if np.any(np.less(n, 0)):
         raise ValueError("rsr shifts right only")
-    if n.ndim == 0:
-        if n == 0:
-            return v.copy()
-        if n >= 63:
-            return np.zeros_like(v)
+    if isinstance(n, int) and 0 < n < 63:
         return (v >> n) + ((v >> (n - 1)) & 1)
+    n = np.asarray(n, dtype=np.int64)
     cut = np.minimum(n, 62)
     up = (v >> np.maximum(cut - 1, 0)) & 1
     shifted = (v >> cut) + np.where(n > 0, up, 0)
@@ -155,4 +151,5 @@ def _quarter_sine(u: Ints) -> Ints:
     table = sine_table()
     i = np.minimum(u >> 21, 511)
     # The last point, u = 2^30, is interval 511 at r = 2^21: all of the way to SIN[512].
-    return table[i] + rsr((table[i + 1] - table[i]) * (u - (i << 21)), 21)
+    left: Ints = table[i]
+    return left + rsr((table[i + 1] - left) * (u - (i << 21)), 21)

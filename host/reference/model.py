@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from host.reference.ops import (
 )
 
 if TYPE_CHECKING:
-    from host.package.reader import ModelFacts, Package, TensorEntry
+    from host.package import ModelFacts, Package, TensorEntry
 
 Mantissas: TypeAlias = npt.NDArray[np.int16] | npt.NDArray[np.int32]
 
@@ -165,14 +165,16 @@ class ReferenceModel:
 
         def matrix() -> _Matrix:
             index, entry = next(entries)
-            return _Matrix(package.tensor(index), *_scale(entry))
+            weights = cast("npt.NDArray[np.int8]", package.tensor(index))
+            return _Matrix(weights, *_scale(entry))
 
         def norm() -> _Norm:
             index, entry = next(entries)
             m, e = _scale(entry)
             if m != 1 << 23:
                 raise ValueError(f"A norm's scale is {m} * 2^{e}, not a power of two")
-            return _Norm(package.tensor(index).reshape(-1), e + 23, eps)
+            gain = cast("npt.NDArray[np.int16]", package.tensor(index))
+            return _Norm(gain, e + 23, eps)
 
         self._embed = matrix()
         self._layers = [

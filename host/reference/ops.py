@@ -1,7 +1,7 @@
 """The operations of docs/NUMERICS.md section 3, for several tokens at once.
 
-A block of B vectors of n elements is one `Block`: (B, n) mantissas in int64 and (B,) exponents, each
-row with its own exponent, so that no token's result depends on the others in its batch.
+A block of B vectors of n elements is one `Block`: (B, n) mantissas in int64 and (B,) exponents.
+Each row has its own exponent, so that no token's result depends on the others in its batch.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def product(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64] | Weights) -> Int
         a: (B, n) integers.
         b: (rows, n) integers; n * max |a| * max |b| <= 2^53.
     """
-    return np.rint(a.astype(np.float64) @ b.astype(np.float64).T).astype(np.int64)
+    exact: Ints = (a.astype(np.float64) @ b.astype(np.float64).T).astype(np.int64)
+    return exact
 
 
 def matvec(weights: Weights, m: int, e: int, x: Block) -> Block:
@@ -104,7 +105,7 @@ def rms_norm(r: Block, gain: npt.NDArray[np.int16], gain_e: int, eps: tuple[int,
 
 
 def _inverse_root(total: int, n: int, e: int, eps: tuple[int, int]) -> tuple[int, int]:
-    """Returns I and p with 1 / sqrt(total * 2^e / n + eps) = I * 2^(-61 - p / 2), in whole numbers."""
+    """Returns whole I and p with 1 / sqrt(total * 2^e / n + eps) near I * 2^(-61 - p / 2)."""
     k = _even_shift(total)
     mean = (total << k) // n
     k2 = _even_shift(mean)
@@ -213,7 +214,7 @@ def _weights(z: Ints, visible: npt.NDArray[np.bool_]) -> Ints:
 def _weighted_sum(w: Ints, v: Ints) -> Ints:
     """Returns w @ v exactly for (B, T) weights of at most 2^30 and (T, d) values of 16 bits.
 
-    The halves' sums are at most 65536 * 2^15 * 2^15 = 2^46, exact in float64; together at most 2^61.
+    The halves' sums are at most 65536 * 2^15 * 2^15 = 2^46, exact in float64; in all 2^61 at most.
     """
     low = w & 0x7FFF
     return (product(w >> 15, v.T) << 15) + product(low, v.T)
