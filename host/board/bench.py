@@ -77,15 +77,8 @@ def show(runs: list[Measured], *, as_json: bool = False) -> None:
         ui.show_json([asdict(run) for run in runs])
         return
     one, two = runs
-    ui.say(
-        f"answer, 1 thread: {one.tokens_per_second:.1f} tokens/s; 2 threads: "
-        f"{two.tokens_per_second:.1f} tokens/s ({_ratio(two.tokens_per_second, one.tokens_per_second)})"
-    )
-    ui.say(
-        f"prompt, 1 thread: {one.prompt_tokens_per_second:.1f} tokens/s; 2 threads: "
-        f"{two.prompt_tokens_per_second:.1f} tokens/s "
-        f"({_ratio(two.prompt_tokens_per_second, one.prompt_tokens_per_second)})"
-    )
+    _say_rates("answer", one.tokens_per_second, two.tokens_per_second)
+    _say_rates("prompt", one.prompt_tokens_per_second, two.prompt_tokens_per_second)
     ui.say(
         f"prompt against answer, 2 threads: "
         f"{_ratio(two.prompt_tokens_per_second, two.tokens_per_second)}"
@@ -93,6 +86,12 @@ def show(runs: list[Measured], *, as_json: bool = False) -> None:
     ui.say(
         f"read from the card: {two.bytes_read_per_token:,.0f} bytes a token of the answer, "
         f"{two.bytes_read_per_prompt_token:,.0f} a token of the prompt"
+    )
+
+
+def _say_rates(what: str, one: float, two: float) -> None:
+    ui.say(
+        f"{what}, 1 thread: {one:.1f} tokens/s; 2 threads: {two:.1f} tokens/s ({_ratio(two, one)})"
     )
 
 

@@ -29,7 +29,7 @@ TEXT = (
     "One day she saw a big, red ball.\n\nÀ côté — 10 °C, 漢字, 🙂!\n"
 )
 _BATCH = 8
-_RUN = 64
+_AHEAD = 4 * _BATCH
 _GENERATED = 16
 
 
@@ -123,15 +123,17 @@ class _Run:
         self.model.rewind(0)
         layers = self.model.facts.layers
         stages = 4 * batch * (2 + len(stages_of(layers, head=True))) <= MAX_PAYLOAD
+        expected: dict[tuple[int, int, int], int] = {}
         for at in range(0, len(tokens), batch):
             part = tokens[at : at + batch]
-            expected = self._expect(part)
+            if at % _AHEAD == 0:
+                # The reference is quicker with many at once, and its results do not depend on it.
+                expected = self._expect(tokens[at : at + _AHEAD])
             if batch > 1:
                 # As prompts are fed: one pass over the weights, the head for the last alone.
                 fed = self.device.feed(part, at, logits=True, stages=stages, layers=layers)
-                self._compare(
-                    f"{how}: a batch of {len(part)}", tokens, at, fed.crcs, expected, stages
-                )
+                batched = f"{how}: a batch of {len(part)}"
+                self._compare(batched, tokens, at, fed.crcs, expected, stages)
                 self.device.rewind(at)
             fed = self.device.feed(part, at, each=True, stages=stages, layers=layers)
             self._compare(how, tokens, at, fed.crcs, expected, stages)

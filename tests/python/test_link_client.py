@@ -16,7 +16,9 @@ from host.link.frames import Decoder, Frame
 LOSSY = Faults(seed=5, drop=0.0004, flip=0.0004, duplicate=0.0004, insert=0.0004)
 
 
-def connect(board: FakeBoard | None = None, faults: Faults | None = None) -> tuple[Device, FakeBoard]:
+def connect(
+    board: FakeBoard | None = None, faults: Faults | None = None
+) -> tuple[Device, FakeBoard]:
     board = board or FakeBoard()
     return Device(FakeLine(board, faults)), board
 

@@ -61,7 +61,9 @@ def test_no_bytes_make_the_decoder_raise_or_grow(data: bytes, cuts: list[int]) -
 
 
 @given(frames, frames, st.data())
-def test_a_flipped_bit_costs_that_frame_alone(hit: Frame, after: Frame, data: st.DataObject) -> None:
+def test_a_flipped_bit_costs_that_frame_alone(
+    hit: Frame, after: Frame, data: st.DataObject
+) -> None:
     line = bytearray(encode(hit))
     at = data.draw(st.integers(1, len(line) - 2))
     line[at] ^= 1 << data.draw(st.integers(0, 7))

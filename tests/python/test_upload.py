@@ -31,7 +31,9 @@ def make_contents(folder: Path, sizes: dict[str, int], seed: int = 0) -> Content
 
 @pytest.fixture
 def contents(tmp_path: Path) -> Contents:
-    return make_contents(tmp_path, {"a.bin": 3 * CHUNK + 100, "b.bin": 64, "c.json": 1, "d.bin": CHUNK})
+    return make_contents(
+        tmp_path, {"a.bin": 3 * CHUNK + 100, "b.bin": 64, "c.json": 1, "d.bin": CHUNK}
+    )
 
 
 def assert_complete(board: FakeBoard, contents: Contents) -> None:
