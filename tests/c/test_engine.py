@@ -136,6 +136,20 @@ def test_a_wrong_byte_in_an_embedding_row_is_named(make_engine: MakeEngine) -> N
     assert engine.port.reads[-1] == (0, 4096, 4096)
 
 
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_no_chunk_of_a_window_goes_unchecked(make_engine: MakeEngine, parts: int) -> None:
+    model = make_model(Shape(vocab=1600, hidden=24, layers=1))
+    head = len(model.files) - 2
+    port = el.Port(model)
+    engine = make_engine(model, port, check_streamed=True, parts=parts, chunk=65536)
+    for at in range(0, 1600 * 24, 4096):
+        port.flip = (head, at)
+        assert engine.feed([1]) == el.CRC
+        assert engine.fault == (head, at, min(4096, 1600 * 24 - at))
+    port.flip = None
+    assert engine.feed([1]) == 0
+
+
 def test_without_the_check_a_wrong_byte_passes(make_engine: MakeEngine) -> None:
     model = make_model()
     engine = make_engine(model, el.Port(model, flip=(2, 0)))

@@ -143,6 +143,30 @@ def test_only_the_last_64_tokens_are_penalised(engine: el.Engine) -> None:
     assert sample(engine, logits, -20, 1, old[:64], temperature=0, penalty=131072)[0] == 8
 
 
+def seed_that_draws(u: int) -> int:
+    """SplitMix64 backwards: the seed whose first output has u as its upper half, 0 as its lower."""
+
+    def unshift(z: int, n: int) -> int:
+        for _ in range(64 // n + 1):
+            z = original ^ (z >> n)
+        return z
+
+    original = u << 32
+    original = unshift(original, 31) * pow(0x94D049BB133111EB, -1, 2**64) % 2**64
+    original = unshift(original, 27) * pow(0xBF58476D1CE4E5B9, -1, 2**64) % 2**64
+    return (unshift(original, 30) - 0x9E3779B97F4A7C15) % 2**64
+
+
+@pytest.mark.parametrize(("u", "token"), [(0, 4), (2**31 - 1, 4), (2**31, 9), (2**32 - 1, 9)])
+def test_the_sum_must_exceed_the_target(engine: el.Engine, u: int, token: int) -> None:
+    """Of two equal masses of 2^30 the first has the targets below 2^30, the other the rest."""
+    logits = [-(2**29)] * VOCAB
+    logits[4] = logits[9] = 2**29
+    seed = seed_that_draws(u)
+    assert draw(seed)[0] == u
+    assert sample(engine, logits, -20, seed, temperature=65536)[0] == token
+
+
 def test_frequencies_are_those_of_softmax(engine: el.Engine) -> None:
     logits = [-(2**29)] * VOCAB
     for i, value in enumerate([3.0, 2.0, 1.0, 0.0]):

@@ -153,7 +153,8 @@ struct tllm_port {
     /* Microseconds from any start; wraps at 2^64. For statistics alone. */
     uint64_t (*now_us)(void *ctx);
 
-    /* Called at least once for each 32 KB of weights: feeds a watchdog. Non-zero cancels. */
+    /* Called at least once for each 32 KB of weights, or row of more: feeds a watchdog. Non-zero
+     * cancels. */
     int (*yield)(void *ctx);
 };
 
