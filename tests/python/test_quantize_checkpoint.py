@@ -316,4 +316,5 @@ def test_peak_memory(tmp_path: Path, dtype: type) -> None:
     largest = 50_000 * 1024 * 4
     peak = int(run.stdout)
     print(f"peak {peak / 1e6:.0f} MB for a tensor of {largest / 1e6:.0f} MB")
-    assert largest < peak < 2 * largest + 200_000_000
+    # What is promised is 2 and 200 MB; a copy of the tensor too many shall be seen.
+    assert largest < peak < 1.5 * largest + 150_000_000
