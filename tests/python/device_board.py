@@ -131,6 +131,7 @@ class Board:
         self._selector.register(self._out, selectors.EVENT_READ)
         self._part: bytearray | None = None
         self._seq = 0
+        self._ended: tuple[int, str] | None = None
         self.console = bytearray()
         self.frames: list[Frame] = []
 
@@ -149,6 +150,11 @@ class Board:
 
     def close(self) -> tuple[int, str]:
         """Hangs up; the process's exit code and what it said on stderr."""
+        if self._ended is None:
+            self._ended = self._end()
+        return self._ended
+
+    def _end(self) -> tuple[int, str]:
         with contextlib.suppress(OSError):
             self._in.close()
         assert self.process.stderr is not None
@@ -222,8 +228,8 @@ class Board:
         deadline = time.monotonic() + PATIENCE
         while b"^C\r\n> " not in self.console:
             assert time.monotonic() < deadline
+            self.pump(0.3)
             self.write(b"\x03")
-            self.pump(0.1)
         while self.pump(0.3):
             pass
         self.console.clear()

@@ -336,24 +336,33 @@ static void take_byte(struct dev *dev, uint8_t byte) {
     dev->frame_us = dev_now(dev);
 }
 
-/* Takes what the line has. Console lines wait in dev->line until nothing runs. */
+/*
+ * Takes what the line has. While a request runs inside of it, it is called again from dev_busy,
+ * which goes on in the same bytes. Console lines wait in dev->line until nothing runs.
+ */
 static void look(struct dev *dev, uint32_t wait_ms) {
-    uint8_t bytes[256];
-    const int n = dev->port->line_read(dev->port->ctx, bytes, sizeof bytes, wait_ms);
-    dev->polled_us = dev_now(dev);
-    if (n < 0) {
-        dev->line_error = n;
-        dev->cancel = true;
-        return;
+    if (dev->received_at == dev->received_len) {
+        const int n = dev->port->line_read(dev->port->ctx, dev->received, sizeof dev->received,
+                                           wait_ms);
+        dev->received_at = 0;
+        dev->received_len = n > 0 ? (uint32_t)n : 0;
+        if (n < 0) {
+            dev->line_error = n;
+            dev->cancel = true;
+        }
     }
-    if (n == 0 && dev->frame.open && dev->polled_us - dev->frame_us >= QUIET_US) {
+    dev->polled_us = dev_now(dev);
+    if (dev->received_len == 0 && dev->frame.open && dev->polled_us - dev->frame_us >= QUIET_US) {
         dev_frame_reset(&dev->frame);
         dev->frame_bytes = 0;
     }
-    for (int i = 0; i < n && !dev->restart; ++i) {
-        take_byte(dev, bytes[i]);
+    while (!dev->restart) {
         if (dev->line.ready && !dev->running) {
             dev_console_line(dev);
+        } else if (dev->received_at < dev->received_len) {
+            take_byte(dev, dev->received[dev->received_at++]);
+        } else {
+            return;
         }
     }
 }

@@ -200,6 +200,8 @@ struct dev {
     struct dev_memory memory;
     uint8_t *io; /* one chunk in the fast region: what goes to and comes from the card */
 
+    uint8_t received[256]; /* from the line and not yet taken: [received_at, received_len) */
+    uint32_t received_at, received_len;
     struct dev_frame frame;
     struct dev_line_editor line;
     uint32_t frame_bytes; /* since the last zero */
