@@ -33,7 +33,7 @@ def load_checkpoint(path: str | Path, tokenizer: Path | None = None) -> Checkpoi
     if place.is_dir():
         if (place / "descriptor.bin").is_file() and not (place / huggingface.CONFIG).is_file():
             raise InputError(f"{path} is a package already", "Name the checkpoint it was made from")
-        return huggingface.read_folder(place, tokenizer, place.resolve().name)
+        return huggingface.read_folder(place, tokenizer, _folder_name(place.resolve()))
     if place.exists():
         if is_pickle_name(place):
             raise pickle_error(place)
@@ -46,3 +46,10 @@ def load_checkpoint(path: str | Path, tokenizer: Path | None = None) -> Checkpoi
         folder = huggingface.fetch_from_hub(str(path))
         return huggingface.read_folder(folder, tokenizer, str(path).split("/")[1])
     raise InputError(f"{path} does not exist", "Check the name")
+
+
+def _folder_name(folder: Path) -> str:
+    if folder.parent.name == "snapshots":
+        # The hub's cache: models--OWNER--NAME/snapshots/REVISION.
+        return folder.parent.parent.name.rpartition("--")[2]
+    return folder.name

@@ -188,7 +188,13 @@ def test_derived_tensors_and_a_tied_head_are_passed_over(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("folder", "name"), [("Llama 3", "Llama_3"), (".hidden", "hidden"), ("ü" * 40, "_" * 31)]
+    ("folder", "name"),
+    [
+        ("Llama 3", "Llama_3"),
+        (".hidden", "hidden"),
+        ("ü" * 40, "_" * 31),
+        ("models--arnir0--Tiny-LLM/snapshots/0a1b2c", "Tiny-LLM"),
+    ],
 )
 def test_names_are_made_fit_for_the_device(tmp_path: Path, folder: str, name: str) -> None:
     assert load_checkpoint(save_huggingface(tmp_path / folder)).config.name == name
