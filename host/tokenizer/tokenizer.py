@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 
@@ -11,16 +10,6 @@ from host.tokenizer.spec import NO_ID, SPACE, PieceType, TokenizerSpec, byte_val
 
 UNKNOWN_TEXT = " \u2047 "
 _REPLACEMENT = "\ufffd"
-_EACH_BYTE = "tllm-each-byte"
-
-
-def _replace_each_byte(error: UnicodeError) -> tuple[str, int]:
-    if not isinstance(error, UnicodeDecodeError):
-        raise error
-    return _REPLACEMENT * (error.end - error.start), error.end
-
-
-codecs.register_error(_EACH_BYTE, _replace_each_byte)
 
 
 class Tokenizer:
@@ -128,7 +117,7 @@ class Decoder:
     def __init__(self, spec: TokenizerSpec, at_start: bool = True) -> None:
         self._spec = spec
         self._strip = at_start and spec.add_prefix_space
-        self._bytes = codecs.getincrementaldecoder("utf-8")(_EACH_BYTE)
+        self._held = b""
 
     def feed(self, token: int) -> str:
         """Returns what is certain of the text once this token is known.
@@ -144,7 +133,7 @@ class Decoder:
         piece = self._spec.pieces[token]
         if piece.type is PieceType.BYTE:
             self._strip = False
-            return self._bytes.decode(bytes([byte_value(piece.text)]))
+            return self._feed_byte(byte_value(piece.text))
         held = self.end()
         if piece.type is PieceType.CONTROL:
             return held
@@ -156,4 +145,30 @@ class Decoder:
 
     def end(self) -> str:
         """Returns what is still held, each byte of it as U+FFFD."""
-        return self._bytes.decode(b"", final=True)
+        held, self._held = self._held, b""
+        return _REPLACEMENT * len(held)
+
+    def _feed_byte(self, value: int) -> str:
+        self._held += bytes([value])
+        text = ""
+        while self._held and not _begins_character(self._held):
+            if _is_utf8(self._held):
+                text += self._held.decode()
+                self._held = b""
+            else:
+                text += _REPLACEMENT
+                self._held = self._held[1:]
+        return text
+
+
+def _begins_character(data: bytes) -> bool:
+    """Whether one to three more bytes would make it UTF-8; if any do, the least or greatest do."""
+    return any(_is_utf8(data + last * more) for last in (b"\x80", b"\xbf") for more in (1, 2, 3))
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
