@@ -60,7 +60,7 @@ const char *card_name(void);
 const char *card_mode(void);
 
 /* ---- two cores (cores.c) ---- */
-/* Starts the worker on core 1 and the card's reader. 0, or TLLM_E_BULK: no memory for them. */
+/* Starts the worker on core 1 and the card's reader. 0, or TLLM_E_FAST: no memory for them. */
 int cores_start(void);
 void cores_parallel(void *ctx, void (*fn)(void *arg, uint32_t part, uint32_t parts), void *arg,
                     uint32_t parts);

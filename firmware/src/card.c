@@ -8,6 +8,7 @@
 #include "driver/gpio.h"
 #include "driver/sdmmc_host.h"
 #include "esp_memory_utils.h"
+#include "esp_task_wdt.h"
 #include "esp_vfs_fat.h"
 #include "ff.h"
 #include "sdmmc_cmd.h"
@@ -30,6 +31,7 @@ struct open_file {
 static struct {
     sdmmc_card_t *card; /* NULL: not mounted */
     uint32_t attempt;   /* index in `modes` of what worked, or is tried next */
+    bool missing;       /* the last attempts all failed */
     char name[40], mode[24];
     struct open_file files[FILES];
     struct { /* what the reader's task does, or has done */
@@ -72,14 +74,18 @@ static void unmount(void) {
     sd.name[0] = sd.mode[0] = 0;
 }
 
-static void describe_card(int width) {
+static void describe_card(void) {
     const uint64_t megabytes =
         (uint64_t)(uint32_t)sd.card->csd.capacity * (uint32_t)sd.card->csd.sector_size / 1000000u;
     (void)snprintf(sd.name, sizeof sd.name, "%s %lu.%lu GB %.7s",
-                   sd.card->is_mmc ? "MMC" : megabytes > 2048 ? "SDHC" : "SDSC",
+                   sd.card->is_mmc       ? "MMC"
+                   : megabytes > 32768u ? "SDXC"
+                   : megabytes > 2048u  ? "SDHC"
+                                        : "SDSC",
                    (unsigned long)(megabytes / 1000), (unsigned long)(megabytes % 1000 / 100),
                    sd.card->cid.name);
-    (void)snprintf(sd.mode, sizeof sd.mode, "%d-bit %d MHz", width, sd.card->real_freq_khz / 1000);
+    (void)snprintf(sd.mode, sizeof sd.mode, "%u-bit %d MHz", 1u << sd.card->log_bus_width,
+                   sd.card->real_freq_khz / 1000);
 }
 
 static esp_err_t mount_as(int width, int khz) {
@@ -117,23 +123,37 @@ static void led_off(int width) {
 #endif
 }
 
+/* Without a card each attempt waits for answers that do not come; feed the watchdog between them. */
+static bool mount_from(uint32_t first) {
+    for (uint32_t i = first; i < MODES; i++) {
+        (void)esp_task_wdt_reset();
+        if (mount_as(modes[i].width, modes[i].khz) == ESP_OK) {
+            sd.attempt = i;
+            led_off(modes[i].width);
+            describe_card();
+            return true;
+        }
+        sd.card = NULL;
+    }
+    led_off(1);
+    return false;
+}
+
 int card_mount(void *ctx, bool slower) {
     (void)ctx;
     unmount();
     if (slower && sd.attempt + 1 < MODES)
         sd.attempt++;
-    for (uint32_t i = sd.attempt; i < MODES; i++) {
-        if (mount_as(modes[i].width, modes[i].khz) == ESP_OK) {
-            sd.attempt = i;
-            led_off(modes[i].width);
-            describe_card(modes[i].width);
-            return 0;
-        }
-        sd.card = NULL;
+    if (sd.missing) { /* look with one attempt, so that the console stays quick, then from the fastest */
+        if (!mount_from(MODES - 1))
+            return DEV_E_NO_CARD;
+        unmount();
+        sd.attempt = 0;
     }
-    sd.attempt = 0; /* the next card may be better */
-    led_off(1);
-    return DEV_E_NO_CARD;
+    sd.missing = !mount_from(sd.attempt);
+    if (sd.missing)
+        sd.attempt = 0; /* the next card may be better */
+    return sd.missing ? DEV_E_NO_CARD : 0;
 }
 
 const char *card_name(void) {
@@ -200,9 +220,14 @@ int card_file_open(void *ctx, const char *path, enum dev_open how) {
     if (how == DEV_READ) { /* its clusters do not change: look them up once */
         open->links[0] = LINKS;
         open->file.cltbl = open->links;
-        open->mapped = f_lseek(&open->file, CREATE_LINKMAP) == FR_OK;
+        const FRESULT mapped = f_lseek(&open->file, CREATE_LINKMAP);
+        open->mapped = mapped == FR_OK;
         if (!open->mapped)
             open->file.cltbl = NULL;
+        if (!open->mapped && mapped != FR_NOT_ENOUGH_CORE) {
+            (void)card_file_close(NULL, file);
+            return status_of(mapped);
+        }
     }
     return file;
 }
@@ -410,7 +435,10 @@ int card_space(void *ctx, uint64_t *free_bytes, uint64_t *total_bytes) {
     if (!sd.card)
         return DEV_E_NO_CARD;
     finish_ahead();
+    /* Where the volume does not know, FatFs counts its whole table: seconds on a large card. */
+    (void)esp_task_wdt_delete(NULL);
     const FRESULT result = f_getfree(DRIVE, &free_clusters, &volume);
+    (void)esp_task_wdt_add(NULL);
     if (result != FR_OK)
         return status_of(result);
     *free_bytes = (uint64_t)free_clusters * volume->csize * SECTOR;

@@ -7,7 +7,9 @@
 #include <string.h>
 
 #define PORT     UART_NUM_0
-#define RX_BYTES 16384 /* what arrives while a chunk is computed or written: 0.17 s at 921,600 */
+/* All that an upload sends ahead of its acknowledgements: a card may stall for longer than any less
+ * would last at 921,600 baud. */
+#define RX_BYTES (DEV_WINDOW * DEV_FRAME + 4096u)
 
 int line_start(void) {
     const uart_config_t config = {
@@ -18,7 +20,7 @@ int line_start(void) {
         .flow_ctrl = UART_HW_FLOWCTRL_DISABLE,
         .source_clk = UART_SCLK_DEFAULT,
     };
-    if (uart_driver_install(PORT, RX_BYTES, 0, 0, NULL, 0) != ESP_OK)
+    if (uart_driver_install(PORT, (int)RX_BYTES, 0, 0, NULL, 0) != ESP_OK)
         return TLLM_E_FAST;
     return uart_param_config(PORT, &config) == ESP_OK ? 0 : TLLM_E_ARG;
 }

@@ -99,6 +99,8 @@ static void refuse(const char *sentence) {
     }
 }
 
+void app_main(void);
+
 void app_main(void) {
     static struct dev dev;
     /* The idle tasks starve while the cores compute; it is this task that must not hang. */
@@ -111,11 +113,12 @@ void app_main(void) {
     esp_log_level_set("*", ESP_LOG_NONE); /* the line carries frames */
     (void)esp_task_wdt_reconfigure(&watchdog);
     (void)esp_task_wdt_add(NULL);
+    const int taken = memory_take(&memory); /* first, while the largest block is whole */
     if (line_start() < 0)
         esp_restart();
     if (cores_start() < 0)
         refuse("There is no internal memory for the tasks: this build is too large.\r\n");
-    switch (memory_take(&memory)) {
+    switch (taken) {
     case 0:
         break;
     case TLLM_E_BULK:
@@ -139,6 +142,7 @@ void app_main(void) {
     };
     if (dev_init(&dev, &config) < 0)
         refuse("The memory does not hold the board's program.\r\n");
-    for (;;)
-        (void)dev_poll(&dev, 100);
+    while (dev_poll(&dev, 100) >= 0) {
+    }
+    esp_restart(); /* the line's driver failed, so nothing can be said */
 }

@@ -6,7 +6,8 @@
 
 #define ALIGNMENT  64u
 #define FAST_MOST  (192u * 1024u)
-#define FAST_LEAVE (40u * 1024u) /* internal RAM for the card's driver and FatFs */
+#define FAST_LEAVE (80u * 1024u) /* internal RAM for the line's buffer, the tasks, the card, FatFs */
+#define STEP       4096u
 #define BULK_LEAVE (8u * 1024u)
 #define INTERNAL   (MALLOC_CAP_INTERNAL | MALLOC_CAP_DMA)
 
@@ -15,8 +16,15 @@ static void *take(size_t largest, size_t leave, size_t most, uint32_t caps, size
     if (size > most)
         size = most;
     size &= ~(size_t)(ALIGNMENT - 1);
-    *bytes = size;
-    return size ? heap_caps_aligned_alloc(ALIGNMENT, size, caps) : NULL;
+    /* The allocator's own header and alignment may not fit beside what it calls free. */
+    void *region = NULL;
+    for (; size >= STEP; size -= STEP) {
+        region = heap_caps_aligned_alloc(ALIGNMENT, size, caps);
+        if (region)
+            break;
+    }
+    *bytes = region ? size : 0;
+    return region;
 }
 
 int memory_take(struct memory *memory) {
