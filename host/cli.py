@@ -395,8 +395,8 @@ def doctor(
 
 @app.command()
 def evaluate(
+    text: Annotated[Path, typer.Option(show_default=False, help="A text file.")],
     model: Model = None,
-    text: Annotated[Path | None, typer.Option(show_default=False, help="A text file.")] = None,
     positions: Annotated[int, typer.Option(min=1, help="Positions to compare.")] = 4000,
     tokenizer: Annotated[
         Path | None,
@@ -405,9 +405,10 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Compares the integer model with the float model on a text."""
-    from host.board.make import evaluate_model
+    from host.board.make import evaluate_model, show_evaluation
 
-    evaluate_model(model, text, positions=positions, tokenizer=tokenizer, as_json=as_json)
+    report = evaluate_model(model, text, positions=positions, tokenizer=tokenizer)
+    show_evaluation(report, as_json=as_json)
 
 
 @app.command()

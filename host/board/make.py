@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from host.models import (
 )
 
 if TYPE_CHECKING:
+    from host.evaluate import EvaluationReport
     from host.quantize import QuantizeReport
 
 
@@ -132,3 +134,62 @@ def make_headers(package: str | None, output: Path | None) -> Path:
     firmware = Path("firmware/src")
     folder = output or (firmware if firmware.is_dir() else Path())
     return generate_headers(resolve_package(package), folder)
+
+
+def evaluate_model(
+    model: str | None, text: Path, *, positions: int, tokenizer: Path | None = None
+) -> EvaluationReport:
+    """Quantizes a checkpoint into a temporary folder and compares it with the float model.
+
+    Args:
+        model: What the user wrote; the bundled model where omitted.
+        text: A text file.
+        positions: Tokens of it to predict.
+        tokenizer: Of a llama2.c ``.bin``.
+
+    Raises:
+        InputError: The checkpoint or the text is missing, damaged or not supported.
+    """
+    from host.board.verify import read_text
+    from host.checkpoint import load_checkpoint
+    from host.evaluate.report import evaluate
+    from host.quantize import quantize_checkpoint
+
+    checkpoint = load_checkpoint(resolve_model(model), tokenizer)
+    content = read_text(text)
+    with (
+        tempfile.TemporaryDirectory(prefix="host-evaluate-") as folder,
+        ui.progress("evaluate", positions, counts="positions") as advance,
+    ):
+        package = Path(folder) / "package"
+        quantize_checkpoint(checkpoint, package)
+        return evaluate(package, checkpoint, content, positions, advance)
+
+
+def show_evaluation(report: EvaluationReport, *, as_json: bool = False) -> None:
+    """Prints how far the integers are from the float model."""
+    if as_json:
+        ui.show_json(report.to_json())
+        return
+    models = {
+        "float model": report.float_model,
+        "float arithmetic, integer weights": report.rounded,
+        "integer engine": report.engine,
+    }
+    rows = [
+        (
+            name,
+            f"{scores.mean_kl:.5f}",
+            f"{100 * scores.top1:.2f} %",
+            f"{scores.perplexity:.4f}",
+            f"{scores.bits_per_byte:.4f}",
+        )
+        for name, scores in models.items()
+    ]
+    title = f"{report.model} on {report.positions:,} positions ({report.text_bytes:,} bytes)"
+    ui.table(title, ("", "mean KL, nats", "top-1", "perplexity", "bits a byte"), rows)
+    for prompt in report.prompts:
+        ui.say(f"{prompt.prompt!r}: {'the same first' if prompt.agrees else 'another first'}")
+        for name, tokens in (("float ", prompt.float_model), ("engine", prompt.engine)):
+            likely = ", ".join(f"{token.text!r} {token.probability:.3f}" for token in tokens)
+            ui.say(f"  {name} {likely}")

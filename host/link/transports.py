@@ -285,7 +285,7 @@ def explain_port_error(exc: OSError, port: str, platform: str = sys.platform) ->
         return LinkError(f"The port {port} is not permitted to you", _permit(port, platform))
     if code in (errno.EBUSY, errno.EAGAIN):
         return LinkError(f"The port {port} is in use by another program", _who(port, platform))
-    if code in (errno.ENOTTY, errno.EINVAL, errno.EISDIR, errno.ENOTDIR):
+    if "Could not configure port" in text or code in (errno.ENOTTY, errno.EISDIR, errno.ENOTDIR):
         return LinkError(f"{port} is not a serial port", _ports_there())
     return _as_link_error(explain_os_error(exc, f"The port {port}"))
 

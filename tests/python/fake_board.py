@@ -65,6 +65,9 @@ class Upload:
     def bytes_of(self, chunk: int) -> int:
         return min(CHUNK, self.size - chunk * CHUNK)
 
+    def all_pieces(self, chunk: int) -> int:
+        return (1 << -(-self.bytes_of(chunk) // 64)) - 1
+
     def bitmap(self, chunk: int) -> int:
         return sum(1 << piece for piece in self.held.get(chunk, {}))
 
@@ -112,10 +115,10 @@ class FakeBoard:
             self._data(frame.payload)
             return
         last = self._last
-        if last is not None and (last.type, last.seq) == (frame.type | _ANSWER, frame.seq):
-            if len(last.payload) <= 256:
-                self._send(last.type, last.seq, last.payload)
-                return
+        is_repeated = last and (last.type, last.seq) == (frame.type | _ANSWER, frame.seq)
+        if last and is_repeated and len(last.payload) <= 256:
+            self._send(last.type, last.seq, last.payload)
+            return
         self.runs.append((frame.type, frame.payload))
         self.before_answer(frame)
         try:
@@ -144,7 +147,7 @@ class FakeBoard:
         info = {"state": state, "fingerprint": self.current, "context": 64, "baud": self.baud}
         return json.dumps(info).encode()
 
-    def _on_04(self, _: Frame, data: bytes) -> bytes:
+    def _on_04(self, _: Frame, __: bytes) -> bytes:
         return b""
 
     def _on_05(self, _: Frame, __: bytes) -> bytes:
@@ -239,12 +242,10 @@ class FakeBoard:
         held = up.held.setdefault(chunk, {})
         for at in range(0, len(piece), 64):
             held[(offset + at) // 64] = piece[at : at + 64]
-        if len(held) == -(-up.bytes_of(chunk) // 64):
-            if zlib.crc32(b"".join(held[i] for i in sorted(held))) != crc:
-                held.clear()
-        while up.written in up.held and len(up.held[up.written]) == -(
-            -up.bytes_of(up.written) // 64
-        ):
+        is_whole = up.bitmap(chunk) == up.all_pieces(chunk)
+        if is_whole and zlib.crc32(b"".join(held[i] for i in sorted(held))) != crc:
+            held.clear()
+        while up.written < up.chunks() and up.bitmap(up.written) == up.all_pieces(up.written):
             whole = up.held.pop(up.written)
             self.files[f"{up.path}.part"] += b"".join(whole[i] for i in sorted(whole))
             up.written += 1

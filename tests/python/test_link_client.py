@@ -181,7 +181,7 @@ def test_a_refusal_carries_status_and_words() -> None:
 
 @pytest.mark.parametrize(("batch", "each"), [(1, True), (3, True), (8, True), (8, False)])
 def test_feed_returns_a_row_a_position(batch: int, each: bool) -> None:
-    device, board = connect()
+    device, _ = connect()
     fed = device.feed(range(100, 100 + batch), 0, each=each, stages=True, layers=1)
     assert fed.n_past == batch
     for position, row in enumerate(fed.crcs):

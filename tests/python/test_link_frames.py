@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Iterable
 
@@ -24,7 +25,7 @@ text = st.binary(max_size=40).map(lambda data: data.replace(b"\0", b"x"))
 def decode_in_pieces(data: bytes, cuts: Iterable[int], decoder: Decoder) -> list[Frame | bytes]:
     edges = [0, *sorted(cut for cut in cuts if cut <= len(data)), len(data)]
     found: list[Frame | bytes] = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         found.extend(decoder.feed(data[start:end]))
         assert decoder.held <= MAX_ENCODED + 1
     return found

@@ -11,7 +11,7 @@ from fake_board import CHUNK, FakeBoard, FakeLine, Faults
 
 from host.board.contents import CardFile, Contents
 from host.board.upload import upload
-from host.errors import BoardError, HostError, LinkError
+from host.errors import BoardError, LinkError
 from host.link.client import Device, Refused, Status
 
 RUNS = 40
@@ -116,17 +116,20 @@ def test_a_bad_line_ends_complete_and_equal_or_with_a_sentence(
     contents = make_contents(tmp_path, {"a.bin": 5 * CHUNK + 77, "b.json": 300}, seed)
     board = FakeBoard()
     kinds = random.Random(seed).sample(("drop", "flip", "duplicate", "insert"), 2)
-    faults = Faults(seed, **{kind: rate / 2 for kind in kinds})
+    faults = Faults(seed, **dict.fromkeys(kinds, rate / 2))
     line = FakeLine(board, faults)
     try:
         upload(Device(line), contents)
-    except HostError as exc:
-        assert isinstance(exc, LinkError | BoardError)
-        assert rate >= 0.01, f"{rate} should get through: {exc}"
+        ended = ""
+    except (LinkError, BoardError) as exc:
+        ended = str(exc)
+    assert line.now() < 900
+    if rate < 0.01:
+        assert ended == ""
+    if ended:
         assert board.current == ""
-        assert line.now() < 900
-        return
-    assert_complete(board, contents)
+    else:
+        assert_complete(board, contents)
 
 
 @pytest.mark.parametrize("at", [20, 300, 5000, 9000, 14000, 20000, 24000])
