@@ -49,15 +49,17 @@ def rsr(v: Ints, n: int | Ints) -> Ints:
         v: Any int64.
         n: Shift, at least 0, broadcast against v; 63 and more give 0.
     """
-    if np.any(np.less(n, 0)):
+    least, most = int(np.min(n)), int(np.max(n))
+    if least < 0:
         raise ValueError("rsr shifts right only")
-    if isinstance(n, int) and 0 < n < 63:
-        return (v >> n) + ((v >> (n - 1)) & 1)
-    n = np.asarray(n, dtype=np.int64)
-    cut = np.minimum(n, 62)
-    up = (v >> np.maximum(cut - 1, 0)) & 1
-    shifted = (v >> cut) + np.where(n > 0, up, 0)
-    return np.where(n < 63, shifted, 0)
+    # One bit more than wanted is left, and then rounded off.
+    longer = v >> np.minimum(np.maximum(n, 1) - 1, 61)
+    rounded: Ints = (longer >> 1) + (longer & 1)
+    if least == 0:
+        rounded = np.where(np.equal(n, 0), v, rounded)
+    if most >= 63:
+        rounded = np.where(np.less(n, 63), rounded, 0)
+    return rounded
 
 
 def sat32(v: Ints) -> Ints:
