@@ -3,8 +3,8 @@
 #include "sim.h"
 
 static const char *const stage_names[TLLM_STAGES] = {
-    "embed",    "attn_norm", "q",    "k",  "v",   "attn",    "attn_out",
-    "ffn_norm", "gate",      "up",   "act", "ffn_out", "final_norm", "logits",
+    "embed",    "attn_norm", "q",  "k",   "v",       "attn",       "attn_out",
+    "ffn_norm", "gate",      "up", "act", "ffn_out", "final_norm", "logits",
 };
 
 struct counts {

@@ -8,7 +8,7 @@
 
 #include <string.h>
 
-#define ARGUMENTS 8
+#define ARGUMENTS      8
 #define ARGUMENT_BYTES 512
 
 static uint32_t argument_count;

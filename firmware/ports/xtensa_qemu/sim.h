@@ -23,7 +23,7 @@ int32_t xq_simcall(int32_t call, uintptr_t a, uintptr_t b, uintptr_t c);
 #define XQ_BULK ((uint8_t *)0x60000000)
 
 /* With `-icount shift=5` CCOUNT ticks 32 times for each 25 instructions. */
-#define XQ_TICKS 32u
+#define XQ_TICKS        32u
 #define XQ_INSTRUCTIONS 25u
 #define XQ_TICKS_PER_US 40u
 
