@@ -83,7 +83,7 @@ def encode_frame(kind: int, seq: int, payload: bytes = b"") -> bytes:
     """A frame with its zeros."""
     body = bytes([kind, seq]) + payload
     body += struct.pack("<I", zlib.crc32(body))
-    return b"\0" + cobs.encode(body) + b"\0"
+    return b"\0" + bytes(cobs.encode(body)) + b"\0"
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ class Board:
 
     def answer(self, kind: int, seq: int) -> Answer:
         """The answer to a request that was sent, and the events before it."""
-        events = []
+        events: list[bytes] = []
         while True:
             frame = self.frame()
             if frame.kind == (kind | ANSWER) and frame.seq == seq:

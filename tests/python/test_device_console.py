@@ -18,9 +18,7 @@ def package(stories260k_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture
-def boot(
-    build_sim: Callable[..., Path], gcc: str, package: Path
-) -> Iterator[Callable[..., Board]]:
+def boot(build_sim: Callable[..., Path], gcc: str, package: Path) -> Iterator[Callable[..., Board]]:
     boards = []
 
     def start(*options: object, card: Path = package) -> Board:

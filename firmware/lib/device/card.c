@@ -202,12 +202,14 @@ int dev_slots_read(struct dev *dev, struct dev_slots *slots) {
         if (file < 0) {
             return file;
         }
-        status = dev_file_read(dev, file, 0, dev->io, SLOT_BYTES);
+        for (uint32_t tries = 0; tries < TRIES && status == 0 && !slots->valid[i]; ++tries) {
+            status = dev_file_read(dev, file, 0, dev->io, SLOT_BYTES);
+            slots->valid[i] = slot_parse(dev->io, &slots->sequence[i], slots->fingerprint[i]);
+        }
         port->file_close(port->ctx, file);
         if (status < 0) {
             return status;
         }
-        slots->valid[i] = slot_parse(dev->io, &slots->sequence[i], slots->fingerprint[i]);
     }
     return 0;
 }

@@ -2,13 +2,13 @@
 #include "internal.h"
 
 #define ALIGNMENT     64u
-#define QUIET_US      250000u  /* a frame left unfinished for so long is dropped */
+#define QUIET_US      250000u /* a frame left unfinished for so long is dropped */
 #define BAUD_TRIAL_US 1000000u
-#define LOOK_US       5000u    /* between looks at the line while something runs */
-#define ALIVE_US      300000u  /* between signs of life of a request that runs */
+#define LOOK_US       5000u   /* between looks at the line while something runs */
+#define ALIVE_US      300000u /* between signs of life of a request that runs */
 #define CARD_LOOK_US  1000000u
 
-/* ---- memory and sentences ---- */
+/* ---- memory ---- */
 
 static size_t aligned(size_t bytes) {
     return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
@@ -23,80 +23,6 @@ void *dev_take(struct dev_arena *arena, size_t bytes) {
 size_t dev_room(const struct dev_arena *arena) {
     const size_t start = aligned(arena->used);
     return start < arena->size ? arena->size - start : 0;
-}
-
-struct dev_text *dev_error(struct dev *dev) {
-    dev_text_start(&dev->error, dev->sentence, sizeof dev->sentence);
-    return &dev->error;
-}
-
-int dev_fail(struct dev *dev, int status, const char *sentence) {
-    char copy[DEV_SENTENCE]; /* it may be dev->sentence itself */
-    struct dev_text text;
-    dev_text_start(&text, copy, sizeof copy);
-    dev_text_add(&text, sentence);
-    dev_text_add(dev_error(dev), copy);
-    return status;
-}
-
-static const char *words(int status) {
-    switch (status) {
-    case TLLM_E_CONTEXT:
-        return "The context is full: /reset begins anew, /context drop forgets the oldest turns.";
-    case TLLM_E_CANCELLED:
-        return "Stopped.";
-    case TLLM_E_UTF8:
-        return "That is not UTF-8 text; nothing was done.";
-    case TLLM_E_TOO_LONG:
-        return "The prompt is longer than the context allows; nothing was done.";
-    case TLLM_E_LIMIT:
-        return "The model is larger than this firmware supports.";
-    case DEV_E_NO_MODEL:
-        return "There is no model on the card: `host upload` or `host card` puts one there.";
-    case DEV_E_NO_CARD:
-        return "The card is gone or cannot be read; the board goes on when it is back.";
-    case DEV_E_FS:
-        return "The card's file system refused.";
-    case DEV_E_FULL:
-        return "The card is full.";
-    case DEV_E_UNKNOWN:
-        return "This firmware knows no such request.";
-    case DEV_E_BUSY:
-        return "Another request is running.";
-    case DEV_E_PAYLOAD:
-        return "The request is not of its stated form.";
-    case DEV_E_NAME:
-        return "That is no name of a file that may be written.";
-    default:
-        return NULL;
-    }
-}
-
-int dev_explain(struct dev *dev, int status) {
-    if (status >= 0 || dev->sentence[0] != '\0') {
-        return status;
-    }
-    const bool crc = status == TLLM_E_CRC;
-    if ((crc || status == DEV_E_CARD_READ) && dev->model != NULL) {
-        const struct tllm_fault *fault = crc ? &dev->engine.fault : &dev->fault;
-        struct dev_text *text = dev_error(dev);
-        dev_text_add(text, crc ? "The card gave wrong bytes of " : "The card failed while reading ");
-        dev_text_add(text, dev->model->files[fault->file].name);
-        dev_text_add(text, " at byte ");
-        dev_text_number(text, fault->offset);
-        dev_text_add(text, crc ? ": copy the package again, or try another card."
-                               : ": check how it sits, or try another card.");
-        return status;
-    }
-    const char *sentence = words(status);
-    if (sentence != NULL) {
-        return dev_fail(dev, status, sentence);
-    }
-    struct dev_text *text = dev_error(dev);
-    dev_text_add(text, "Error ");
-    dev_text_signed(text, status);
-    dev_text_add(text, "; nothing was done.");
-    return status;
 }
 
 uint64_t dev_now(struct dev *dev) {
@@ -134,7 +60,7 @@ void dev_put_u64(struct dev *dev, uint64_t value) {
 
 static void answer_plainly(struct dev *dev, uint8_t type, uint8_t seq, int status) {
     uint8_t bytes[4];
-    const char *text = status == 0 ? "" : words(status);
+    const char *text = status == 0 ? "" : dev_words(status);
     dev_set_u32(bytes, (uint32_t)status);
     dev_send(dev, type | DEV_ANSWER, seq, bytes, 4, text, (uint32_t)strlen(text));
 }
@@ -342,8 +268,8 @@ static void take_byte(struct dev *dev, uint8_t byte) {
  */
 static void look(struct dev *dev, uint32_t wait_ms) {
     if (dev->received_at == dev->received_len) {
-        const int n = dev->port->line_read(dev->port->ctx, dev->received, sizeof dev->received,
-                                           wait_ms);
+        const int n =
+            dev->port->line_read(dev->port->ctx, dev->received, sizeof dev->received, wait_ms);
         dev->received_at = 0;
         dev->received_len = n > 0 ? (uint32_t)n : 0;
         if (n < 0) {
@@ -413,10 +339,10 @@ static void report_map(struct dev *dev) {
         const char *name;
         size_t bytes;
     } parts[] = {
-        {"\nfast: program ", memory->fast_own},  {", engine ", memory->fast_engine},
-        {", free ", memory->fast_free},          {"\nbulk: program ", memory->bulk_own},
-        {", engine ", memory->bulk_engine},      {", tokenizer ", memory->tokenizer},
-        {", weights ", memory->resident},        {", free ", memory->bulk_free},
+        {"\nfast: program ", memory->fast_own}, {", engine ", memory->fast_engine},
+        {", free ", memory->fast_free},         {"\nbulk: program ", memory->bulk_own},
+        {", engine ", memory->bulk_engine},     {", tokenizer ", memory->tokenizer},
+        {", weights ", memory->resident},       {", free ", memory->bulk_free},
     };
     char buffer[DEV_SENTENCE];
     struct dev_text text;

@@ -65,8 +65,8 @@ struct dev_board {
 struct dev_port {
     void *ctx; /* passed back, never looked at */
 
-    /* Bytes that are there now, at most len; waits at most wait_ms for the first; 0 for none. Negative: the
-     * line is closed for good. */
+    /* Bytes that are there now, at most len; waits at most wait_ms for the first; 0 for none.
+     * Negative: the line is closed for good. */
     int (*line_read)(void *ctx, void *dst, uint32_t len, uint32_t wait_ms);
     /* All of src, waiting where it must. 0. */
     int (*line_write)(void *ctx, const void *src, uint32_t len);
@@ -84,9 +84,9 @@ struct dev_port {
     int (*file_truncate)(void *ctx, int file, uint32_t size);
     int (*file_sync)(void *ctx, int file);
     int (*file_rename)(void *ctx, const char *from, const char *to); /* `to` does not exist */
-    int (*file_remove)(void *ctx, const char *path);                 /* a file or an empty directory */
-    int (*file_size)(void *ctx, const char *path, uint32_t *size);   /* DEV_E_FS if absent */
-    int (*make_dir)(void *ctx, const char *path);                    /* 0 if it is there */
+    int (*file_remove)(void *ctx, const char *path); /* a file or an empty directory */
+    int (*file_size)(void *ctx, const char *path, uint32_t *size); /* DEV_E_FS if absent */
+    int (*make_dir)(void *ctx, const char *path);                  /* 0 if it is there */
     /* The index-th entry of a directory, "." and ".." left out: 1, or 0 past the last. */
     int (*list)(void *ctx, const char *path, uint32_t index, char *name, uint32_t name_len,
                 uint32_t *size);
@@ -95,7 +95,8 @@ struct dev_port {
     /*
      * Starts the read that a later file_read with the same arguments finishes (which may fail
      * then). At most one is pending: another read or prefetch, or a close, abandons it, and
-     * returns only once dst of the abandoned one is no longer written to. NULL where the board cannot.
+     * returns only once dst of the abandoned one is no longer written to. NULL where the board
+     * cannot.
      */
     void (*file_prefetch)(void *ctx, int file, uint32_t offset, void *dst, uint32_t len);
 
@@ -103,8 +104,9 @@ struct dev_port {
     /* As tllm_port.parallel; NULL where there is one core. */
     void (*parallel)(void *ctx, void (*fn)(void *arg, uint32_t part, uint32_t parts), void *arg,
                      uint32_t parts);
-    void (*feed_watchdog)(void *ctx); /* at least each 32 KB of weights, and in each dev_poll; NULL for none */
-    void (*restart)(void *ctx);       /* may return: dev_poll then returns DEV_RESTART */
+    void (*feed_watchdog)(
+        void *ctx); /* at least each 32 KB of weights, and in each dev_poll; NULL for none */
+    void (*restart)(void *ctx); /* may return: dev_poll then returns DEV_RESTART */
     void (*describe)(void *ctx, struct dev_board *board);
 };
 
@@ -169,7 +171,7 @@ enum dev_state {
 struct dev_upload {
     int file; /* -1: none is open */
     int error;
-    uint8_t seq;      /* of OPEN: acks carry it */
+    uint8_t seq; /* of OPEN: acks carry it */
     uint32_t size, crc;
     uint32_t written; /* chunks, in order */
     char path[DEV_PATH];
@@ -206,17 +208,17 @@ struct dev {
     struct dev_line_editor line;
     uint32_t frame_bytes; /* since the last zero */
     uint64_t frame_us;    /* when the last byte of a frame came */
-    bool link;          /* frames were the last thing that came */
-    int line_error;     /* the line is closed */
+    bool link;            /* frames were the last thing that came */
+    int line_error;       /* the line is closed */
     uint32_t baud, baud_before, baud_asked;
     uint64_t baud_until; /* 0: the rate is settled */
     bool restart;
 
-    bool running;       /* a frame's request or a console's answer */
-    uint8_t type, seq;  /* of the frame's request, or 0 */
+    bool running;      /* a frame's request or a console's answer */
+    uint8_t type, seq; /* of the frame's request, or 0 */
     bool cancel;
-    uint8_t *request;   /* DEV_PAYLOAD */
-    uint8_t *answer;    /* status and payload */
+    uint8_t *request; /* DEV_PAYLOAD */
+    uint8_t *answer;  /* status and payload */
     uint32_t answer_len;
     uint8_t answered_type, answered_seq;
     uint64_t polled_us, sent_us;
@@ -228,7 +230,7 @@ struct dev {
     int load_status;
     char load_error[DEV_SENTENCE];
     bool card_mounted;
-    uint64_t retry_us; /* when the card is looked for again */
+    uint64_t retry_us;  /* when the card is looked for again */
     char dir[DEV_PATH]; /* of the current package; "" is the root */
 
     struct tllm_model parsed;
@@ -247,9 +249,9 @@ struct dev {
     uint32_t prompt_room;
     void *scratch;
     size_t scratch_bytes;
-    char *piece; /* DEV_PIECE: one token's text */
+    char *piece;         /* DEV_PIECE: one token's text */
     uint8_t *vocabulary; /* tokenizer.bin */
-    bool logits; /* engine.logits are of the last position */
+    bool logits;         /* engine.logits are of the last position */
 
     struct {
         uint32_t file;
@@ -294,7 +296,8 @@ int dev_init(struct dev *dev, const struct dev_config *config) TLLM_MUST_CHECK;
 
 /*
  * One turn of the main loop: takes what the line has, waiting at most wait_ms for it, and runs
- * what was asked. 0; DEV_RESTART after a reboot that port->restart returned from; negative when the line is closed.
+ * what was asked. 0; DEV_RESTART after a reboot that port->restart returned from; negative when the
+ * line is closed.
  */
 int dev_poll(struct dev *dev, uint32_t wait_ms) TLLM_MUST_CHECK;
 

@@ -88,7 +88,7 @@ int dev_name_path(struct dev *dev, const uint8_t *name, uint32_t len, const char
                   char *path);
 void dev_on_data(struct dev *dev, const uint8_t *payload, uint32_t len);
 
-/* ---- device.c ---- */
+/* ---- what went wrong (sentences.c) ---- */
 
 /* Begins the sentence that goes with a negative status, and returns where to write it. */
 struct dev_text *dev_error(struct dev *dev);
@@ -96,6 +96,11 @@ struct dev_text *dev_error(struct dev *dev);
 int dev_fail(struct dev *dev, int status, const char *sentence);
 /* Words for a status that has no sentence yet; returns status. */
 int dev_explain(struct dev *dev, int status);
+/* The words of a status alone, or NULL. */
+const char *dev_words(int status);
+
+/* ---- device.c ---- */
+
 uint64_t dev_now(struct dev *dev);
 /* Looks at the line while something runs, and feeds the watchdog. Non-zero: stop. */
 int dev_busy(struct dev *dev);

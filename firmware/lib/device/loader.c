@@ -127,8 +127,9 @@ static int open_descriptor(struct dev *dev, const char *dir, const uint8_t *expe
     const int there = port->file_size(port->ctx, path, &size);
     const int file = there < 0 ? there : port->file_open(port->ctx, path, DEV_READ);
     if (file == DEV_E_FS) {
-        return dev_fail(dev, DEV_E_NO_MODEL,
-                        "There is no model on the card: `host upload` or `host card` puts one there.");
+        return dev_fail(
+            dev, DEV_E_NO_MODEL,
+            "There is no model on the card: `host upload` or `host card` puts one there.");
     }
     if (file < 0) {
         return read_failed(dev, file, "descriptor.bin", 0);
@@ -137,7 +138,12 @@ static int open_descriptor(struct dev *dev, const char *dir, const uint8_t *expe
         port->file_close(port->ctx, file);
         return copy_again(dev, TLLM_E_FORMAT, "descriptor.bin", " is cut short");
     }
-    const int status = parse_descriptor(dev, file, size, expected);
+    const size_t used = dev->bulk.used;
+    int status = TLLM_E_CRC;
+    for (uint32_t i = 0; i < TRIES && status != 0 && status != DEV_E_NO_CARD; ++i) {
+        dev->bulk.used = used;
+        status = parse_descriptor(dev, file, size, expected);
+    }
     port->file_close(port->ctx, file);
     return status;
 }
@@ -165,7 +171,8 @@ static int check_sizes(struct dev *dev) {
 
 /* ---- loading into memory ---- */
 
-/* Bytes [offset, offset + len) of a file into the start of the engine's fast region, CRC-checked. */
+/* Bytes [offset, offset + len) of a file into the start of the engine's fast region, CRC-checked.
+ */
 static int read_chunks(struct dev *dev, uint32_t index, uint32_t offset, uint32_t len) {
     const struct tllm_file *file = &dev->model->files[index];
     uint8_t *to = dev->engine_fast;

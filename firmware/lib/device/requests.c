@@ -44,8 +44,8 @@ int dev_on_sampling(struct dev *dev, const uint8_t *payload, uint32_t len) {
 
 int dev_on_generate(struct dev *dev, const uint8_t *payload, uint32_t len) {
     struct dev_talk talk;
-    const int status = dev_talk(dev, (const char *)payload + 4, len - 4, dev_get_u32(payload),
-                                emit_event, &talk);
+    const int status =
+        dev_talk(dev, (const char *)payload + 4, len - 4, dev_get_u32(payload), emit_event, &talk);
     if (status == 0) {
         *dev_put(dev, 1) = (uint8_t)talk.end;
         dev_put_u32(dev, talk.prompt_tokens);
@@ -88,9 +88,8 @@ static void on_stage(void *ctx, const struct tllm_activation *activation) {
     if (activation->pos < dev->trace.first || activation->pos > dev->trace.last) {
         return;
     }
-    uint32_t at = stages > 0 || each
-                      ? (activation->pos - dev->trace.first) * position_sums(dev, each)
-                      : 0;
+    uint32_t at =
+        stages > 0 || each ? (activation->pos - dev->trace.first) * position_sums(dev, each) : 0;
     if (activation->stage == TLLM_STAGE_LOGITS) {
         if (!logits) {
             return;
@@ -111,7 +110,8 @@ static void on_stage(void *ctx, const struct tllm_activation *activation) {
     }
 }
 
-/* Feeds what the session holds and the engine has not evaluated; on wrong bytes from the card, again. */
+/* Feeds what the session holds and the engine has not evaluated; on wrong bytes from the card,
+ * again. */
 static int feed(struct dev *dev, uint32_t end, bool logits) {
     uint32_t tries = 0;
     int status;
@@ -239,7 +239,8 @@ int dev_on_sample(struct dev *dev, const uint8_t *payload, uint32_t len) {
     (void)payload;
     (void)len;
     if (!dev->logits) {
-        return dev_fail(dev, DEV_E_STATE, "There are no logits to sample from: feed a token first.");
+        return dev_fail(dev, DEV_E_STATE,
+                        "There are no logits to sample from: feed a token first.");
     }
     if (session->n == dev->engine.context) {
         return TLLM_E_CONTEXT;
@@ -291,7 +292,8 @@ static int put_piece(struct dev *dev, int32_t len) {
         return len;
     }
     if (at == NULL) {
-        return dev_fail(dev, TLLM_E_TOO_LONG, "The text does not fit an answer: send fewer tokens.");
+        return dev_fail(dev, TLLM_E_TOO_LONG,
+                        "The text does not fit an answer: send fewer tokens.");
     }
     memcpy(at, dev->piece, (uint32_t)len);
     return 0;

@@ -20,8 +20,9 @@ int dev_name_path(struct dev *dev, const uint8_t *name, uint32_t len, const char
         start = c == '/';
     }
     if (!good || start || len + strlen("/tllm/") + strlen(suffix) >= DEV_PATH) {
-        return dev_fail(dev, DEV_E_NAME,
-                        "That is no name of a file of a package: letters, digits, . _ - and at most one /.");
+        return dev_fail(
+            dev, DEV_E_NAME,
+            "That is no name of a file of a package: letters, digits, . _ - and at most one /.");
     }
     struct dev_text text;
     dev_text_start(&text, path, DEV_PATH);

@@ -1,7 +1,7 @@
 /*
  * Files on their way to the card. A window of chunks is put together from pieces in any order;
- * whole and right, they are written in order to NAME.part, which CLOSE checks and renames. COMMIT makes a
- * package current by one write of the older slot.
+ * whole and right, they are written in order to NAME.part, which CLOSE checks and renames. COMMIT
+ * makes a package current by one write of the older slot.
  */
 #include "internal.h"
 
@@ -70,8 +70,8 @@ static int write_chunk(struct dev *dev, uint32_t chunk) {
     int status = TLLM_E_IO;
     memcpy(dev->io, upload->window + (size_t)(chunk % DEV_WINDOW) * TLLM_CHUNK, bytes);
     for (uint32_t i = 0; i < TRIES && status == TLLM_E_IO; ++i) {
-        status = dev->port->file_write(dev->port->ctx, upload->file, chunk * TLLM_CHUNK, dev->io,
-                                       bytes);
+        status =
+            dev->port->file_write(dev->port->ctx, upload->file, chunk * TLLM_CHUNK, dev->io, bytes);
     }
     return status;
 }

@@ -305,7 +305,7 @@ static int file_rename(void *ctx, const char *from, const char *to) {
     status = status == 0 ? host_path(card, to, host_to) : status;
     if (status == 0) {
         strike(card);
-        status = access(host_to, F_OK) == 0             ? DEV_E_FS
+        status = access(host_to, F_OK) == 0        ? DEV_E_FS
                  : rename(host_from, host_to) == 0 ? 0
                                                    : failure();
         after_change(card);
@@ -377,9 +377,7 @@ static int list(void *ctx, const char *path, uint32_t index, char *name, uint32_
             snprintf(inside, sizeof inside, "%s/%s", host, entries[i]->d_name);
             snprintf(name, name_len, "%s", entries[i]->d_name);
             const bool there = stat(inside, &facts) == 0;
-            *size = !there                    ? 0
-                    : S_ISDIR(facts.st_mode) ? DEV_DIRECTORY
-                                             : (uint32_t)facts.st_size;
+            *size = !there ? 0 : S_ISDIR(facts.st_mode) ? DEV_DIRECTORY : (uint32_t)facts.st_size;
             status = 1;
         }
         free(entries[i]);

@@ -1,4 +1,5 @@
-/* The line: stdin and stdout, a pseudo-terminal or a TCP port, at a given rate, with given noise. */
+/* The line: stdin and stdout, a pseudo-terminal or a TCP port, at a given rate, with given noise.
+ */
 #define _XOPEN_SOURCE 700
 #include "sim.h"
 
@@ -19,6 +20,8 @@
 #define STALL_MS      2000 /* nobody reads: what is written is lost, as on a real line */
 #define BOOT_NOISE    256u
 #define BITS_PER_BYTE 10u
+#define WRITE_BYTES   256u
+#define OVERSLEPT_US  5000u /* a line so late was idle; a line less late catches up */
 
 /* ---- opening ---- */
 
@@ -236,7 +239,8 @@ static void send_all(struct sim_line *line, const uint8_t *bytes, size_t len) {
             return;
         }
         line->stalled = false;
-        /* A pseudo-terminal or pipe that poll calls ready takes at least so many without blocking. */
+        /* A pseudo-terminal or pipe that poll calls ready takes at least so many without blocking.
+         */
         const ssize_t n = write(line->out, bytes, len < 256 ? len : 256);
         if (n < 0 && errno != EINTR && errno != EAGAIN) {
             return;
@@ -246,22 +250,31 @@ static void send_all(struct sim_line *line, const uint8_t *bytes, size_t len) {
     }
 }
 
+/* Bytes that leave together: those of a millisecond. */
+static uint32_t write_step(const struct sim_line *line) {
+    const uint32_t n = line->baud / (BITS_PER_BYTE * 1000);
+    return line->baud == 0 || n > WRITE_BYTES ? WRITE_BYTES : n > 0 ? n : 1;
+}
+
 int sim_line_write(struct sim_line *line, const void *src, uint32_t len) {
     const uint8_t *bytes = src;
-    const uint64_t now = sim_now_us();
-    uint8_t out[3 * 256];
-    line->tx_free_us = (line->tx_free_us > now ? line->tx_free_us : now) + byte_us(line, len);
+    uint8_t out[3 * WRITE_BYTES];
     while (len > 0) {
-        const uint32_t part = len < 256 ? len : 256;
+        const uint32_t most = write_step(line), part = len < most ? len : most;
+        const uint64_t now = sim_now_us();
         uint32_t n = 0;
         for (uint32_t i = 0; i < part; ++i) {
             n += disturb(line, &line->options->tx, bytes[i], out + n);
         }
+        if (now > line->tx_free_us + OVERSLEPT_US) {
+            line->tx_free_us = now;
+        }
+        line->tx_free_us += byte_us(line, part);
+        sim_sleep_until(line->tx_free_us);
         send_all(line, out, n);
         bytes += part;
         len -= part;
     }
-    sim_sleep_until(line->tx_free_us);
     return 0;
 }
 

@@ -69,8 +69,7 @@ static uint64_t now_us(void *ctx) {
     return sim_now_us();
 }
 
-static void parallel(void *ctx, void (*fn)(void *, uint32_t, uint32_t), void *arg,
-                     uint32_t parts) {
+static void parallel(void *ctx, void (*fn)(void *, uint32_t, uint32_t), void *arg, uint32_t parts) {
     sim_cores_run(&((struct sim *)ctx)->cores, fn, arg, parts);
 }
 
@@ -84,8 +83,7 @@ static void describe(void *ctx, struct dev_board *board) {
     snprintf(sim->card_name, sizeof sim->card_name, "directory %s", sim->options.card);
     snprintf(sim->card_mode, sizeof sim->card_mode, "%s", "as fast as this machine");
     if (rate > 0) {
-        snprintf(sim->card_mode, sizeof sim->card_mode, "%u.%u MB/s", rate / 1000,
-                 rate / 100 % 10);
+        snprintf(sim->card_mode, sizeof sim->card_mode, "%u.%u MB/s", rate / 1000, rate / 100 % 10);
     }
     *board = (struct dev_board){
         .board = "a simulated board",
@@ -222,13 +220,11 @@ int main(int argc, char **argv) {
     action.sa_handler = SIG_IGN;
     sigaction(SIGPIPE, &action, NULL);
     sim.reset_reason = "power-on";
-    if (!take_memory(&sim.options, &memory)) {
-        return 2;
-    }
     if (sim.options.size) {
         sim.options.transport = SIM_NO_LINE;
     }
-    if (sim_line_open(&sim.line, &sim.options, &end_asked) != 0) {
+    if (sim_line_open(&sim.line, &sim.options, &end_asked) != 0 ||
+        !take_memory(&sim.options, &memory)) {
         return 2;
     }
     if (sim_card_start(&sim.card, &sim.options) != 0 || sim_cores_start(&sim.cores) != 0) {
