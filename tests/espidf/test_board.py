@@ -1,0 +1,320 @@
+"""The firmware's own app_main on fakes of ESP-IDF that fail as the real thing does."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from tests.conftest import Build, Quantized
+
+RESTART, WATCHDOG, MISUSE = 42, 43, 44
+# Less than the model: some of each token's weights come from the card.
+STREAMING = 600_000
+ASK = "/temp 0\n/n 24\nOnce upon a time\n"
+HELP = "/help\n"
+
+
+class Run(Protocol):
+    """Boots the board with a card and faults, types lines, and returns what happened."""
+
+    def __call__(
+        self, typed: str = ASK, *, expect: int = 0, **faults: str | int
+    ) -> subprocess.CompletedProcess[str]: ...
+
+
+@pytest.fixture(scope="session")
+def package(quantized: Quantized) -> Path:
+    return quantized("stories260K")
+
+
+def runner(program: Path, package: Path) -> Run:
+    def run(
+        typed: str = ASK, *, expect: int = 0, **faults: str | int
+    ) -> subprocess.CompletedProcess[str]:
+        settings = {"CARD": package, **faults}
+        fakes = {f"FAKE_{name}": str(value) for name, value in settings.items()}
+        done = subprocess.run(
+            [program],
+            input=typed,
+            env={**os.environ, **fakes},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == expect, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def board(build_board: Build, clang: str, package: Path) -> Run:
+    flags = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    return runner(build_board(clang, flags), package)
+
+
+@pytest.fixture(scope="session")
+def answer(build_sim: Build, gcc: str, package: Path) -> str:
+    """What the simulated board answers to `ASK`."""
+    said = ""
+    with subprocess.Popen(
+        [build_sim(gcc), "--card", str(package)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as simulator:
+        assert simulator.stdin is not None
+        assert simulator.stdout is not None
+        simulator.stdin.write(ASK)
+        simulator.stdin.flush()
+        for line in simulator.stdout:  # its line's end would stop the answer
+            said += line
+            if line.startswith("["):
+                break
+        simulator.stdin.close()
+    return text_of(said)
+
+
+def text_of(output: str) -> str:
+    found = re.search(r"> Once upon a time\n(.*?)\n\[24 tokens", output, re.S)
+    assert found is not None, output
+    return found[1]
+
+
+def mounts(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """The mounts that were tried, those that worked with an exclamation mark."""
+    found = re.findall(r"mount (\d)-bit (\d+)000 kHz: (\d+)", done.stderr)
+    return [f"{width}x{mhz}{'!' if error == '0' else ''}" for width, mhz, error in found]
+
+
+def sectors(done: subprocess.CompletedProcess[str]) -> tuple[int, int]:
+    """Sectors that were read by their place, and through FatFs."""
+    found = re.search(r"sectors: (\d+) raw, (\d+) through FatFs", done.stderr)
+    assert found is not None
+    return int(found[1]), int(found[2])
+
+
+# --- A board on which all is well -----------------------------------------------------------------
+
+
+def test_answers_as_the_simulated_board(board: Run, answer: str, package: Path) -> None:
+    done = board()
+    assert text_of(done.stdout) == answer
+    assert "on ESP32-CAM\nreset: power-on\n" in done.stdout
+    assert "card: SDHC 15.9 GB FAKE, 4-bit 40 MHz\n" in done.stdout
+    weights = sum(path.stat().st_size for path in package.glob("*.bin"))
+    assert sectors(done)[0] * 512 >= weights
+    assert sectors(done)[1] == 0
+
+
+@pytest.mark.parametrize("piece", [1, 2, 64])
+def test_streams_through_the_clusters(board: Run, answer: str, piece: int) -> None:
+    done = board(PSRAM=STREAMING, PIECE=piece)
+    assert text_of(done.stdout) == answer
+    assert sectors(done)[0] > 5000
+    assert sectors(done)[1] == 0
+
+
+def test_reads_a_file_in_too_many_pieces_through_fatfs(board: Run, answer: str) -> None:
+    done = board(PSRAM=STREAMING, PIECE=1, CSIZE=1)
+    assert text_of(done.stdout) == answer
+    assert sectors(done)[1] > 1000
+
+
+@pytest.mark.parametrize("streaming", [STREAMING, 4 << 20])
+def test_bytes_that_come_late_are_waited_for(
+    build_board: Build, clang: str, package: Path, answer: str, streaming: int
+) -> None:
+    program = build_board(clang, ("-O1", "-g", "-fsanitize=thread"))
+    done = runner(program, package)(PSRAM=streaming, LATE_US=200)
+    assert text_of(done.stdout) == answer
+    assert "WARNING: ThreadSanitizer" not in done.stderr
+
+
+def test_reads_ahead_on_core_0_and_computes_on_core_1(board: Run) -> None:
+    done = board(HELP)
+    assert "task worker on core 1, " in done.stderr
+    assert "task reader on core 0, " in done.stderr
+    assert "log * 0" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"), [(3, "restart"), (9, "brown-out: the supply is too weak"), (6, "watchdog")]
+)
+def test_reset_reason_is_said(board: Run, reason: int, words: str) -> None:
+    assert f"reset: {words}\n" in board(HELP, RESET_REASON=reason).stdout
+
+
+def test_reboots_when_asked(board: Run) -> None:
+    assert "restart" in board("/reboot\n", expect=RESTART).stderr
+
+
+# --- Cards ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("width", "khz", "tried", "mode"),
+    [
+        (4, 40000, ["4x40!"], "4-bit 40 MHz"),
+        (4, 20000, ["4x40", "4x20!"], "4-bit 20 MHz"),
+        (1, 40000, ["4x40", "4x20", "1x40!"], "1-bit 40 MHz"),
+        (1, 20000, ["4x40", "4x20", "1x40", "1x20!"], "1-bit 20 MHz"),
+    ],
+)
+def test_takes_the_fastest_mode_that_works(
+    board: Run, answer: str, width: int, khz: int, tried: list[str], mode: str
+) -> None:
+    done = board(WIDTH=width, KHZ=khz)
+    assert mounts(done) == tried
+    assert f", {mode}\n" in done.stdout
+    assert text_of(done.stdout) == answer
+    led = re.findall(r"gpio 4 (\w+.*)", done.stderr)
+    assert led == ([] if width == 4 else ["reset", "output", "level 0"])
+
+
+@pytest.mark.parametrize("fault", ["NO_FAT", "ABSENT"])
+def test_no_card_is_said_and_the_console_stays(board: Run, fault: str) -> None:
+    done = board(ASK + HELP, **{fault: 1000})
+    assert done.stdout.count("There is no card, or it cannot be read: put one in.") >= 2
+    assert "a prompt; Ctrl-C" in done.stdout
+    assert done.stderr.rstrip().count("gpio 4 level 0") >= 1
+
+
+def test_a_card_is_found_when_it_is_put_in(board: Run, answer: str) -> None:
+    done = board(ABSENT=6, IDLE_WAITS=60)
+    all_modes = ["4x40", "4x20", "1x40", "1x20"]
+    assert mounts(done) == [*all_modes, "1x20", "1x20", "1x20!", "4x40!"]
+    assert text_of(done.stdout) == answer
+
+
+def test_a_slow_dead_card_does_not_starve_the_watchdog(board: Run) -> None:
+    done = board(HELP, ABSENT=1000, MOUNT_US=2_000_000, IDLE_WAITS=30)
+    longest = re.search(r"watchdog fed at least each (\d+) us", done.stderr)
+    assert longest is not None
+    assert 2_000_000 <= int(longest[1]) < 5_000_000
+
+
+def test_one_failed_read_is_repeated(board: Run, answer: str) -> None:
+    done = board(PSRAM=STREAMING, READ_FAIL=100)
+    assert text_of(done.stdout) == answer
+    assert mounts(done) == ["4x40!"]
+
+
+def test_reads_that_keep_failing_slow_the_card_down(board: Run, answer: str) -> None:
+    done = board(PSRAM=STREAMING, READ_FAIL=100, READ_FAILS=4)
+    assert text_of(done.stdout) == answer
+    assert mounts(done) == ["4x40!", "4x20!"]
+
+
+def test_a_dying_card_is_said_and_the_console_stays(board: Run) -> None:
+    done = board(ASK + HELP, PSRAM=STREAMING, READ_FAIL=100, READ_FAILS=1_000_000)
+    assert "The card failed while reading layer" in done.stdout
+    assert "a prompt; Ctrl-C" in done.stdout
+
+
+@pytest.mark.parametrize("at", [1, 3, 30])
+def test_a_card_that_dies_at_boot_is_said(board: Run, at: int) -> None:
+    done = board(HELP, READ_FAIL=at, READ_FAILS=1_000_000)
+    assert "The card failed while reading " in done.stdout
+    assert "a prompt; Ctrl-C" in done.stdout
+
+
+def test_a_short_read_is_repeated(board: Run, answer: str) -> None:
+    done = board(PSRAM=STREAMING, PIECE=1, CSIZE=1, SHORT_AT=200)
+    assert text_of(done.stdout) == answer
+
+
+def test_a_pulled_card_is_said_and_comes_back(board: Run) -> None:
+    done = board(ASK + HELP * 20 + ASK, PSRAM=STREAMING, PULL_AT=60, BACK_AT=5)
+    assert "The card is gone or cannot be read" in done.stdout
+    assert "a prompt; Ctrl-C" in done.stdout
+
+
+# --- Memory ---------------------------------------------------------------------------------------
+
+
+def test_no_psram_is_refused_again_and_again(board: Run) -> None:
+    done = board(PSRAM=0)
+    assert done.stdout.count("No PSRAM was found, and the model needs it: use a board with") == 3
+    assert mounts(done) == []
+
+
+def test_too_little_psram_is_said(board: Run) -> None:
+    done = board(HELP, PSRAM=400_000)
+    assert "bytes of bulk memory and this board has" in done.stdout
+    assert "a prompt; Ctrl-C" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        ("FAIL_ALLOC", "The internal memory is in pieces too small for the engine."),
+        ("FAIL_PSRAM_ALLOC", "No PSRAM was found"),
+        ("FAIL_TASK", "There is no internal memory for the tasks"),
+        ("FAIL_SEMAPHORE", "There is no internal memory for the tasks"),
+    ],
+)
+def test_failed_allocation_is_said(board: Run, fault: str, sentence: str) -> None:
+    assert board(**{fault: 1000}).stdout.count(sentence) == 3
+
+
+def test_restarts_where_even_the_line_has_no_memory(board: Run) -> None:
+    assert board(FAIL_UART=1, expect=RESTART).stdout == ""
+
+
+def test_the_fast_region_leaves_room_for_the_drivers(board: Run) -> None:
+    done = board(HELP, INTERNAL=170_000, OTHERS=0)
+    assert int(re.findall(r"fast region (\d+)", done.stderr)[0]) <= 170_000 - 80 * 1024
+
+
+def test_a_small_internal_memory_still_answers(board: Run, answer: str) -> None:
+    done = board(INTERNAL=40_000)
+    assert text_of(done.stdout) == answer
+
+
+# --- The line -------------------------------------------------------------------------------------
+
+
+def test_lost_bytes_cost_a_line_and_no_more(board: Run, answer: str) -> None:
+    done = board("/" + "x" * 300 + "\n" + ASK, LOSE_AT=20)
+    assert "There is no command /" in done.stdout
+    assert text_of(done.stdout) == answer
+
+
+def test_ctrl_c_stops_an_answer(board: Run, answer: str) -> None:
+    done = board(ASK + HELP, CTRL_C_AT=200)
+    assert "24 tokens" not in done.stdout
+    assert "stopped]" in done.stdout or "Stopped." in done.stdout
+    assert "a prompt; Ctrl-C" in done.stdout
+    assert answer[:4] in done.stdout
+
+
+@pytest.mark.parametrize("psram", [STREAMING, 4 << 20])
+def test_host_verifies_the_board_over_frames(
+    build_board: Build,
+    gcc: str,
+    package: Path,
+    psram: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run_host: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    script = tmp_path / "board"
+    script.write_text(
+        f'#!/bin/sh\nFAKE_LIVE=1 FAKE_PSRAM={psram} FAKE_CARD="$3" exec {build_board(gcc)}\n'
+    )
+    script.chmod(script.stat().st_mode | stat.S_IEXEC)
+    (tmp_path / "card").symlink_to(package, target_is_directory=True)
+    monkeypatch.setenv("TLLM_SIM", str(script))
+    done = run_host(
+        *("verify", str(package), "-p", "sim", "--sim-dir", str(tmp_path), "--positions", "8")
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
