@@ -294,6 +294,21 @@ def test_every_flipped_byte_of_the_json_files_is_refused(
             Package.open(smallest, verify=False)
 
 
+def swap(model: ModelFacts, index: int, **changes: Any) -> dict[str, Any]:
+    tensors = list(model.tensors)
+    tensors[index] = dataclasses.replace(tensors[index], **changes)
+    return {"tensors": tuple(tensors)}
+
+
+def rename(model: ModelFacts, index: int, **changes: Any) -> dict[str, Any]:
+    files = list(model.files)
+    files[index] = dataclasses.replace(files[index], **changes)
+    return {"files": tuple(files)}
+
+
+Change = Callable[[ModelFacts], dict[str, Any]]
+
+
 def reseal(package: Path, name: str, content: object) -> None:
     """Puts other content into a file, and its sums into manifest and descriptor."""
     data = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -357,6 +372,26 @@ def test_files_that_disagree(
 
 
 @pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda _: {"fingerprint": bytes(32)}, "disagree about the fingerprint"),
+        (lambda _: {"name": "other"}, "disagree about the model's name"),
+        (lambda _: {"eos": 3}, "disagree about eos_token_id"),
+        (lambda m: swap(m, 2, scale=Scale(1 << 23, -30)), "disagree about layer00_q_proj"),
+        (lambda m: rename(m, 0, crc32=1), r"disagree about embed_tokens\.bin"),
+        (lambda m: {"crcs": m.crcs ^ np.uint32(1)}, r"disagree about embed_tokens\.bin"),
+    ],
+)
+def test_descriptor_of_another_package(
+    package: Path, model: ModelFacts, change: Change, match: str
+) -> None:
+    other = dataclasses.replace(model, **change(model))
+    reseal(package, "descriptor.bin", pack_descriptor(other))
+    with pytest.raises(InputError, match=match):
+        Package.open(package)
+
+
+@pytest.mark.parametrize(
     ("keys", "value", "match"),
     [
         (["version"], 2, "format version 2"),
@@ -401,21 +436,6 @@ def test_any_manifest_is_read_or_refused(made: Path, data: st.DataObject) -> Non
 
 
 # --- The facts ------------------------------------------------------------------------------------
-
-
-def swap(model: ModelFacts, index: int, **changes: Any) -> dict[str, Any]:
-    tensors = list(model.tensors)
-    tensors[index] = dataclasses.replace(tensors[index], **changes)
-    return {"tensors": tuple(tensors)}
-
-
-def rename(model: ModelFacts, index: int, **changes: Any) -> dict[str, Any]:
-    files = list(model.files)
-    files[index] = dataclasses.replace(files[index], **changes)
-    return {"files": tuple(files)}
-
-
-Change = Callable[[ModelFacts], dict[str, Any]]
 
 
 @pytest.mark.parametrize(
