@@ -161,7 +161,7 @@ def _check(spec: TokenizerSpec) -> None:
         except UnicodeDecodeError:
             raise _refuse(f"piece {index} is not valid UTF-8") from None
         if kind is PieceType.UNKNOWN and index != spec.unk:
-            raise _refuse(f"piece {index} is a second unknown piece")
+            raise _refuse(f"piece {index} is of type unknown, and unk is {spec.unk}")
         if kind is PieceType.BYTE:
             if byte_value(text) < 0:
                 raise _refuse(f"piece {index} is of type byte and names none")

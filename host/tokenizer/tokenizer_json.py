@@ -1,8 +1,11 @@
 """Reads a Hugging Face `tokenizer.json` that was made from a SentencePiece BPE model.
 
 Its BPE applies a list of merges, SentencePiece merges whatever neighbours make up a piece, ordered
-by the piece. The two are the same where the merges that make one piece follow each other and each
-way to make up a piece is among them; this is checked, and any other file is refused.
+by the piece. The one follows from the other where each way to make up a piece is in the list and
+those of one piece follow each other, or are mixed with those of pieces that have the same score, as
+transformers writes them: longer parts first. This is checked, and any other file is refused. The
+two still differ where ways to make up one piece overlap, as in long runs of spaces; then
+SentencePiece is followed.
 """
 
 from __future__ import annotations
@@ -236,22 +239,32 @@ class _Reader:
     def ranks(self, model: _Object, normal: list[str]) -> dict[str, int]:
         """Recovers each piece's rank from the merges, if they say what SentencePiece does."""
         keys = dict.fromkeys(normal, _UNMERGED)
-        merges: dict[str, set[tuple[str, str]]] = {}
-        previous = ""
+        merges: list[tuple[str, str]] = []
+        places: dict[str, list[int]] = {}
         for place, entry in enumerate(self.as_list(model.get("merges"), "model.merges")):
             left, right = self._merge(entry, place)
-            text = left + right
-            if text not in keys or left not in keys or right not in keys:
+            if left + right not in keys or left not in keys or right not in keys:
                 raise self.damaged(f"merge {place} is of pieces that are not in the vocabulary")
-            if text != previous and text in merges:
-                raise self._not_sentencepiece(text)
-            previous = text
-            merges.setdefault(text, set()).add((left, right))
-            keys[text] = min(keys[text], place)
+            merges.append((left, right))
+            places.setdefault(left + right, []).append(place)
         for text in normal:
-            if merges.get(text, set()) != set(splits(text, keys)):
+            if {merges[place] for place in places.get(text, [])} != set(splits(text, keys)):
                 raise self._not_sentencepiece(text)
+
+        start = end = -1
+        for text, own in places.items():  # by their first merge
+            if own[0] > end:
+                start = own[0]
+            elif not self._is_tie(merges[start : own[-1] + 1]):
+                raise self._not_sentencepiece(text)
+            end = max(end, own[-1])
+            keys[text] = start
         return dense_ranks(keys)
+
+    def _is_tie(self, merges: list[tuple[str, str]]) -> bool:
+        """Whether merges of several pieces are mixed as transformers mixes equal scores."""
+        lengths = [(len(left), len(right)) for left, right in merges]
+        return lengths == sorted(lengths, reverse=True)
 
     def _merge(self, entry: object, place: int) -> tuple[str, str]:
         parts = entry.split(" ") if isinstance(entry, str) else entry
