@@ -11,25 +11,25 @@
 #if CONFIG_IDF_TARGET_ESP32
 #define BOARD_NAME "ESP32-CAM"
 #define BOARD_CHIP "ESP32"
-#define BOARD_LED 4 /* the flash LED's transistor, on the card's D1 as well */
+#define BOARD_LED  4 /* the flash LED's transistor, on the card's D1 as well */
 /* Slot 1's pins are fixed: CLK 14, CMD 15, D0 2, D1 4, D2 12, D3 13. */
 #define BOARD_SD_PINS 0
 #elif CONFIG_IDF_TARGET_ESP32S3
-#define BOARD_NAME "ESP32-S3"
-#define BOARD_CHIP "ESP32-S3"
-#define BOARD_LED (-1)
+#define BOARD_NAME    "ESP32-S3"
+#define BOARD_CHIP    "ESP32-S3"
+#define BOARD_LED     (-1)
 #define BOARD_SD_PINS 1
-#define BOARD_SD_CLK 39
-#define BOARD_SD_CMD 38
-#define BOARD_SD_D0 40
-#define BOARD_SD_D1 41
-#define BOARD_SD_D2 42
-#define BOARD_SD_D3 47
+#define BOARD_SD_CLK  39
+#define BOARD_SD_CMD  38
+#define BOARD_SD_D0   40
+#define BOARD_SD_D1   41
+#define BOARD_SD_D2   42
+#define BOARD_SD_D3   47
 #else
 #error "boards with an ESP32 or an ESP32-S3 only"
 #endif
 
-#define BOARD_BAUD 115200u
+#define BOARD_BAUD  115200u
 #define BOARD_CORES 2u
 
 /* ---- the line (line.c) ---- */
@@ -75,7 +75,8 @@ struct memory {
     size_t fast_bytes, bulk_bytes;
     size_t psram_bytes;
 };
-/* One allocation of each, as large as leaves ESP-IDF what it needs. 0, TLLM_E_FAST or TLLM_E_BULK. */
+/* One allocation of each, as large as leaves ESP-IDF what it needs. 0, TLLM_E_FAST or TLLM_E_BULK.
+ */
 int memory_take(struct memory *memory);
 
 #endif

@@ -78,7 +78,7 @@ static void describe_card(void) {
     const uint64_t megabytes =
         (uint64_t)(uint32_t)sd.card->csd.capacity * (uint32_t)sd.card->csd.sector_size / 1000000u;
     (void)snprintf(sd.name, sizeof sd.name, "%s %lu.%lu GB %.7s",
-                   sd.card->is_mmc       ? "MMC"
+                   sd.card->is_mmc      ? "MMC"
                    : megabytes > 32768u ? "SDXC"
                    : megabytes > 2048u  ? "SDHC"
                                         : "SDSC",
@@ -123,7 +123,8 @@ static void led_off(int width) {
 #endif
 }
 
-/* Without a card each attempt waits for answers that do not come; feed the watchdog between them. */
+/* Without a card each attempt waits for answers that do not come; feed the watchdog between them.
+ */
 static bool mount_from(uint32_t first) {
     for (uint32_t i = first; i < MODES; i++) {
         (void)esp_task_wdt_reset();
@@ -144,7 +145,8 @@ int card_mount(void *ctx, bool slower) {
     unmount();
     if (slower && sd.attempt + 1 < MODES)
         sd.attempt++;
-    if (sd.missing) { /* look with one attempt, so that the console stays quick, then from the fastest */
+    if (sd.missing) { /* look with one attempt, so that the console stays quick, then from the
+                         fastest */
         if (!mount_from(MODES - 1))
             return DEV_E_NO_CARD;
         unmount();

@@ -6,7 +6,7 @@
 
 #include <string.h>
 
-#define PORT     UART_NUM_0
+#define PORT UART_NUM_0
 /* All that an upload sends ahead of its acknowledgements: a card may stall for longer than any less
  * would last at 921,600 baud. */
 #define RX_BYTES (DEV_WINDOW * DEV_FRAME + 4096u)

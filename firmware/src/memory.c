@@ -4,9 +4,10 @@
 #include "esp_heap_caps.h"
 #include "esp_psram.h"
 
-#define ALIGNMENT  64u
-#define FAST_MOST  (192u * 1024u)
-#define FAST_LEAVE (80u * 1024u) /* internal RAM for the line's buffer, the tasks, the card, FatFs */
+#define ALIGNMENT 64u
+#define FAST_MOST (192u * 1024u)
+#define FAST_LEAVE                                                                                 \
+    (80u * 1024u) /* internal RAM for the line's buffer, the tasks, the card, FatFs */
 #define STEP       4096u
 #define BULK_LEAVE (8u * 1024u)
 #define INTERNAL   (MALLOC_CAP_INTERNAL | MALLOC_CAP_DMA)

@@ -209,7 +209,7 @@ def test_one_failed_read_is_repeated(board: Run, answer: str) -> None:
 
 
 def test_reads_that_keep_failing_slow_the_card_down(board: Run, answer: str) -> None:
-    done = board(PSRAM=STREAMING, READ_FAIL=100, READ_FAILS=4)
+    done = board(PSRAM=STREAMING, READ_FAIL=100, READ_FAILS=3)
     assert text_of(done.stdout) == answer
     assert mounts(done) == ["4x40!", "4x20!"]
 
@@ -263,7 +263,7 @@ def test_too_little_psram_is_said(board: Run) -> None:
     ],
 )
 def test_failed_allocation_is_said(board: Run, fault: str, sentence: str) -> None:
-    assert board(**{fault: 1000}).stdout.count(sentence) == 3
+    assert board(ASK, **{fault: 1000}).stdout.count(sentence) == 3
 
 
 def test_restarts_where_even_the_line_has_no_memory(board: Run) -> None:
@@ -289,12 +289,18 @@ def test_lost_bytes_cost_a_line_and_no_more(board: Run, answer: str) -> None:
     assert text_of(done.stdout) == answer
 
 
-def test_ctrl_c_stops_an_answer(board: Run, answer: str) -> None:
-    done = board(ASK + HELP, CTRL_C_AT=200)
-    assert "24 tokens" not in done.stdout
-    assert "stopped]" in done.stdout or "Stopped." in done.stdout
-    assert "a prompt; Ctrl-C" in done.stdout
+@pytest.mark.parametrize("faults", [{}, {"PSRAM": STREAMING}, {"PSRAM": STREAMING, "CSIZE": 1}])
+def test_ctrl_c_stops_an_answer_within_200_ms(
+    board: Run, answer: str, faults: dict[str, int]
+) -> None:
+    asked = ASK.replace("/n 24", "/n 400") + HELP
+    done = board(asked, CTRL_C_AT=75, PIECE=1, **faults)
     assert answer[:4] in done.stdout
+    assert "400 tokens" not in done.stdout
+    assert "a prompt; Ctrl-C" in done.stdout
+    took = re.search(r"stopped after (\d+) us", done.stderr)
+    assert took is not None
+    assert int(took[1]) < 200_000
 
 
 @pytest.mark.parametrize("psram", [STREAMING, 4 << 20])

@@ -1,4 +1,4 @@
-"""The ESP-IDF layer compiles, for each chip and with each compiler, against stubs of ESP-IDF 5.5.3."""
+"""The ESP-IDF layer compiles against stubs of ESP-IDF 5.5.3: each chip, each compiler."""
 
 from __future__ import annotations
 
@@ -19,11 +19,9 @@ def compile_layer(
     command: list[str], chip: str, source: Path, folder: Path
 ) -> subprocess.CompletedProcess[str]:
     includes = [f"-I{FIRMWARE / path}" for path in (*INCLUDES, "src")]
+    flags = [*layer_flags(chip), *includes, "-O2", f"-Wframe-larger-than={LARGEST_FRAME}"]
     return subprocess.run(
-        [
-            *(*command, *layer_flags(chip), *includes, "-O2", f"-Wframe-larger-than={LARGEST_FRAME}"),
-            *("-c", str(source), "-o", str(folder / "layer.o")),
-        ],
+        [*command, *flags, "-c", str(source), "-o", str(folder / "layer.o")],
         capture_output=True,
         text=True,
         check=False,

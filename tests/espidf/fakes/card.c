@@ -1,7 +1,7 @@
 /*
  * The card: a FAT volume in memory, filled from the directory FAKE_CARD. Its files lie in real
- * clusters, broken into pieces of FAKE_PIECE clusters, so that sectors read by their place and bytes
- * read by FatFs must agree.
+ * clusters, broken into pieces of FAKE_PIECE clusters, so that sectors read by their place and
+ * bytes read by FatFs must agree.
  */
 #define _XOPEN_SOURCE 700
 #include "fake.h"
@@ -191,8 +191,9 @@ esp_err_t sdmmc_read_sectors(sdmmc_card_t *card, void *dst, size_t start, size_t
     return ESP_OK;
 }
 
-esp_err_t esp_vfs_fat_sdmmc_mount(const char *base, const sdmmc_host_t *host, const void *slot_config,
-                                  const esp_vfs_fat_mount_config_t *config, sdmmc_card_t **card) {
+esp_err_t esp_vfs_fat_sdmmc_mount(const char *base, const sdmmc_host_t *host,
+                                  const void *slot_config, const esp_vfs_fat_mount_config_t *config,
+                                  sdmmc_card_t **card) {
     const sdmmc_slot_config_t *slot = slot_config;
     const char *from = fake_text("CARD");
     const long attempt = ++sd.attempts, back = fake_option("BACK_AT", 0);
@@ -219,10 +220,15 @@ esp_err_t esp_vfs_fat_sdmmc_mount(const char *base, const sdmmc_host_t *host, co
             fake_misuse("this computer has no memory for a card");
         fill(from, "");
     }
-    sd.fs = (FATFS){.fs_type = 3, .id = ++sd.mounts, .csize = (WORD)CSIZE, .n_fatent = CLUSTERS + 2,
+    sd.fs = (FATFS){.fs_type = 3,
+                    .id = ++sd.mounts,
+                    .csize = (WORD)CSIZE,
+                    .n_fatent = CLUSTERS + 2,
                     .database = DATABASE};
-    sd.card = (sdmmc_card_t){.cid.name = "FAKE", .csd.sector_size = (int)SECTOR,
-                             .csd.capacity = 31116288, .real_freq_khz = host->max_freq_khz,
+    sd.card = (sdmmc_card_t){.cid.name = "FAKE",
+                             .csd.sector_size = (int)SECTOR,
+                             .csd.capacity = 31116288,
+                             .real_freq_khz = host->max_freq_khz,
                              .log_bus_width = slot->width == 4 ? 2 : 0};
     sd.mounted = true;
     sd.check = config->disk_status_check_enable;
@@ -280,8 +286,8 @@ FRESULT f_open(FIL *fp, const TCHAR *path, BYTE mode) {
         node = make(path, false);
     if (!node || node->dir)
         return FR_NO_FILE;
-    fp->obj = (FFOBJID){.fs = &sd.fs, .id = sd.fs.id, .sclust = (DWORD)(node - sd.nodes),
-                        .objsize = node->size};
+    fp->obj = (FFOBJID){
+        .fs = &sd.fs, .id = sd.fs.id, .sclust = (DWORD)(node - sd.nodes), .objsize = node->size};
     fp->flag = mode;
     return FR_OK;
 }

@@ -174,7 +174,8 @@ size_t heap_caps_get_largest_free_block(uint32_t caps) {
 }
 
 size_t heap_caps_get_free_size(uint32_t caps) {
-    const size_t others = (caps & MALLOC_CAP_SPIRAM) ? 0 : (size_t)fake_option("OTHERS", 110 * 1024);
+    const size_t others =
+        (caps & MALLOC_CAP_SPIRAM) ? 0 : (size_t)fake_option("OTHERS", 110 * 1024);
     return heap_caps_get_largest_free_block(caps) + others;
 }
 

@@ -6,6 +6,7 @@
 #include "fake.h"
 
 #include "driver/uart.h"
+#include "esp_timer.h"
 
 #include <poll.h>
 #include <stdio.h>
@@ -19,6 +20,7 @@ static struct {
     size_t from, to, size;
     int baud;
     long taken, written;
+    int64_t stop_us; /* when Ctrl-C was typed; 0: not, or it was obeyed */
 } uart;
 
 /* A byte from outside; lost where the buffer is full or FAKE_LOSE_AT counts it. */
@@ -85,8 +87,10 @@ int uart_write_bytes(uart_port_t port, const void *src, size_t size) {
     fake_pass_us((uint64_t)size * 10000000 / (uint64_t)uart.baud);
     (void)fwrite(src, 1, size, stdout);
     (void)fflush(stdout);
-    if (++uart.written == fake_option("CTRL_C_AT", 0))
+    if (++uart.written == fake_option("CTRL_C_AT", 0)) {
+        uart.stop_us = esp_timer_get_time();
         arrive(0x03);
+    }
     return (int)size;
 }
 
@@ -105,6 +109,10 @@ int uart_read_bytes(uart_port_t port, void *buf, uint32_t length, TickType_t tic
     uint32_t got = 0;
     if (port != UART_NUM_0 || !buf || uart.size == 0)
         return -1;
+    if (ticks > 0 && uart.stop_us > 0) {
+        fake_note("stopped after %lld us", (long long)(esp_timer_get_time() - uart.stop_us));
+        uart.stop_us = 0;
+    }
     if (uart.from == uart.to && ticks > 0) {
         /* The card's own time passes before the first line is typed, where a test wants that. */
         if (++waits <= fake_option("IDLE_WAITS", 0))

@@ -1,7 +1,8 @@
 #ifndef STUB_SDKCONFIG_H
 #define STUB_SDKCONFIG_H
 
-/* What firmware/src looks at; the chip comes from the command line (-DCONFIG_IDF_TARGET_ESP32=1). */
+/* What firmware/src looks at; the chip comes from the command line (-DCONFIG_IDF_TARGET_ESP32=1).
+ */
 #if !CONFIG_IDF_TARGET_ESP32 && !CONFIG_IDF_TARGET_ESP32S3
 #error "name the chip"
 #endif

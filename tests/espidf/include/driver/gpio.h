@@ -6,7 +6,11 @@
 #include <stdint.h>
 
 typedef int gpio_num_t; /* an enum in the real header: GPIO_NUM_NC is -1, GPIO_NUM_4 is 4 */
-typedef enum { GPIO_MODE_DISABLE = 0, GPIO_MODE_INPUT = 1, GPIO_MODE_OUTPUT = 2 } gpio_mode_t;
+typedef enum {
+    GPIO_MODE_DISABLE = 0,
+    GPIO_MODE_INPUT = 1,
+    GPIO_MODE_OUTPUT = 2
+} gpio_mode_t;
 
 #define GPIO_NUM_NC (-1)
 

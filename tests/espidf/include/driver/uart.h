@@ -9,12 +9,34 @@
 
 typedef struct QueueDefinition *QueueHandle_t;
 
-typedef enum { UART_NUM_0, UART_NUM_1 } uart_port_t;
-typedef enum { UART_DATA_5_BITS, UART_DATA_6_BITS, UART_DATA_7_BITS, UART_DATA_8_BITS } uart_word_length_t;
-typedef enum { UART_PARITY_DISABLE = 0, UART_PARITY_EVEN = 2, UART_PARITY_ODD = 3 } uart_parity_t;
-typedef enum { UART_STOP_BITS_1 = 1, UART_STOP_BITS_1_5 = 2, UART_STOP_BITS_2 = 3 } uart_stop_bits_t;
-typedef enum { UART_HW_FLOWCTRL_DISABLE = 0, UART_HW_FLOWCTRL_RTS = 1 } uart_hw_flowcontrol_t;
-typedef enum { UART_SCLK_APB = 4, UART_SCLK_DEFAULT = UART_SCLK_APB } uart_sclk_t;
+typedef enum {
+    UART_NUM_0,
+    UART_NUM_1
+} uart_port_t;
+typedef enum {
+    UART_DATA_5_BITS,
+    UART_DATA_6_BITS,
+    UART_DATA_7_BITS,
+    UART_DATA_8_BITS
+} uart_word_length_t;
+typedef enum {
+    UART_PARITY_DISABLE = 0,
+    UART_PARITY_EVEN = 2,
+    UART_PARITY_ODD = 3
+} uart_parity_t;
+typedef enum {
+    UART_STOP_BITS_1 = 1,
+    UART_STOP_BITS_1_5 = 2,
+    UART_STOP_BITS_2 = 3
+} uart_stop_bits_t;
+typedef enum {
+    UART_HW_FLOWCTRL_DISABLE = 0,
+    UART_HW_FLOWCTRL_RTS = 1
+} uart_hw_flowcontrol_t;
+typedef enum {
+    UART_SCLK_APB = 4,
+    UART_SCLK_DEFAULT = UART_SCLK_APB
+} uart_sclk_t;
 
 typedef struct {
     int baud_rate;
@@ -39,7 +61,8 @@ esp_err_t uart_driver_install(uart_port_t uart_num, int rx_buffer_size, int tx_b
 esp_err_t uart_param_config(uart_port_t uart_num, const uart_config_t *uart_config);
 esp_err_t uart_set_baudrate(uart_port_t uart_num, uint32_t baudrate);
 esp_err_t uart_wait_tx_done(uart_port_t uart_num, TickType_t ticks_to_wait);
-int uart_write_bytes(uart_port_t uart_num, const void *src, size_t size); /* -1: an argument is wrong */
+int uart_write_bytes(uart_port_t uart_num, const void *src,
+                     size_t size); /* -1: an argument is wrong */
 /* Waits for all of length, up to ticks_to_wait for each piece that comes; what came, or -1. */
 int uart_read_bytes(uart_port_t uart_num, void *buf, uint32_t length, TickType_t ticks_to_wait);
 esp_err_t uart_get_buffered_data_len(uart_port_t uart_num, size_t *size);
