@@ -26,11 +26,9 @@ from host.link.client import (
     Status,
 )
 
-_STALL_S = 0.2
-_GIVE_UP_S = 15.0
+_GIVE_UP_S = 20.0
 _ATTEMPTS = 5
 _LOSSY = 0.25
-_HOPELESS = 0.6
 _FRAME_OVERHEAD = 32  # head, piece's place, CRC-32, COBS and the zeros, rounded up
 
 
@@ -62,6 +60,10 @@ class Uploaded:
 
 
 Progress = Callable[[int], None]
+
+
+class LineTooBad(LinkError):
+    """Frames get through now and then, but files will not in a time that anyone waits."""
 
 
 def upload(
@@ -178,13 +180,13 @@ def _send_file(
                 raise
             if isinstance(exc, LinkError):
                 device.reconnect()
-                _slow_down(device)
+                if not _slow_down(device) and isinstance(exc, LineTooBad):
+                    raise
 
 
-def _slow_down(device: Device) -> None:
+def _slow_down(device: Device) -> bool:
     lower = [rate for rate in BAUD_RATES if device.baud is not None and rate < device.baud]
-    if lower:
-        device.set_baud(lower[0])
+    return bool(lower) and device.set_baud(lower[0])
 
 
 def _chunks_to_keep(device: Device, contents: Contents, file: CardFile) -> int:
@@ -231,12 +233,12 @@ class _Sender:
         """Sends until every chunk is written.
 
         Raises:
-            LinkError: Nothing got through for `_GIVE_UP_S` seconds.
+            LineTooBad: No chunk got through for `_GIVE_UP_S` seconds.
         """
         self.advance(self.written)
         moved = self.device.now()
         while self.written < len(self.file.chunks):
-            before = (self.written, self._held_pieces())
+            before = self.written
             if self._send_next():
                 for ack in self.device.acks(self.seq):
                     self._take(ack, None)
@@ -246,25 +248,22 @@ class _Sender:
                     self._take(ack, None)
                 if not acks:
                     last = self._serial
-                    self._take(self.device.poll(max(0.5, self._stall())), last)
-            if (self.written, self._held_pieces()) != before:
+                    self._take(self.device.poll(2 * self._stall()), last)
+            if self.written > before:
                 moved = self.device.now()
             elif self.device.now() - moved > _GIVE_UP_S:
-                raise LinkError(
+                raise LineTooBad(
                     "The line loses nearly everything that is sent",
                     "Use a shorter cable or a lower baud rate; what has arrived is kept",
                 )
 
     def _stall(self) -> float:
         baud = self.device.baud
-        return _STALL_S + (2 * CHUNK_BYTES * 10 / baud if baud else 0.0)
+        return self.device.resend_after / 2 + (2 * CHUNK_BYTES * 10 / baud if baud else 0.0)
 
     def _window(self) -> range:
         chunks = max(2, self.device.hello.window_bytes // CHUNK_BYTES)
         return range(self.written, min(self.written + chunks, len(self.file.chunks)))
-
-    def _held_pieces(self) -> int:
-        return sum(bin(bits).count("1") for bits in self._held.values())
 
     def _chunk(self, chunk: int) -> bytes:
         if chunk not in self._data:

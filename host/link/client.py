@@ -32,7 +32,10 @@ BAUD_RATES = (2_000_000, 921_600, 460_800, 115_200)
 _ANSWER = 0x80
 _EVENT = 0x40
 _RESEND_S = 0.5
-_RESENDS = 8
+_SOONEST_RESEND_S = 0.02
+_ROUND_TRIPS = 4  # after so many usual ones a frame is taken for lost
+_PATIENCE_S = 4.5
+_TRIES = 8
 _REPEATED_ANSWER_BYTES = 256  # an answer up to here is sent again, not worked out again
 _WORK_S = 60.0  # silence that even a slow card does not explain
 
@@ -236,6 +239,7 @@ class Device:
         self._seq = 0
         self._first_baud = transport.baud
         self.resent = 0
+        self._round_trip: float | None = None
         self.hello = self._connect()
 
     def __enter__(self) -> Device:
@@ -274,7 +278,7 @@ class Device:
         payload: bytes = b"",
         *,
         patience: float | None = None,
-        interval: float = _RESEND_S,
+        interval: float | None = None,
         on_event: Callable[[bytes], None] | None = None,
     ) -> bytes:
         """Sends a request until it is answered; returns the answer behind its status.
@@ -283,8 +287,9 @@ class Device:
             kind: The request.
             payload: At most `MAX_PAYLOAD` bytes.
             patience: Seconds without answer or event after which the board is given up;
-                `_RESENDS` intervals where omitted.
-            interval: Seconds after which the request is sent again.
+                `_PATIENCE_S` where omitted.
+            interval: Seconds after which the request is sent again; by the time that answers have
+                taken so far where omitted.
             on_event: Called with each event's payload. A request with events whose loss matters
                 is the caller's to repeat.
 
@@ -308,13 +313,15 @@ class Device:
         seq: int,
         payload: bytes,
         patience: float | None,
-        interval: float,
+        interval: float | None,
         on_event: Callable[[bytes], None] | None,
     ) -> tuple[int, bytes]:
-        patience = patience if patience is not None else interval * (_RESENDS + 1)
+        patience = _PATIENCE_S if patience is None else patience
+        interval = self.resend_after if interval is None else interval
         frame = encode(Frame(kind, seq, payload))
+        started = sent = heard = self.now()
         self._transport.write(frame)
-        sent = heard = self.now()
+        is_first = True
         while True:
             got = self._next_frame(sent + interval - self.now())
             if got is None:
@@ -323,15 +330,30 @@ class Device:
                         "The board does not answer", "Check the port, the cable and its power"
                     )
                 if self.now() - sent >= interval:
+                    sent = self.now()
                     self._transport.write(frame)
                     self.resent += 1
-                    sent = self.now()
+                    is_first = False
             elif got.seq == seq and got.type == kind | _ANSWER and len(got.payload) >= 4:
+                if is_first:
+                    self._learn(self.now() - started)
                 return struct.unpack_from("<i", got.payload)[0], got.payload[4:]
             elif got.seq == seq and got.type == kind | _EVENT:
                 heard = sent = self.now()
+                is_first = False
                 if on_event is not None:
                     on_event(got.payload)
+
+    @property
+    def resend_after(self) -> float:
+        """Seconds after which what was sent is taken for lost."""
+        if self._round_trip is None:
+            return _RESEND_S
+        return min(_RESEND_S, max(_SOONEST_RESEND_S, _ROUND_TRIPS * self._round_trip))
+
+    def _learn(self, seconds: float) -> None:
+        past = seconds if self._round_trip is None else self._round_trip
+        self._round_trip = max(seconds, 0.8 * past + 0.2 * seconds)
 
     def _next_frame(self, timeout: float) -> Frame | None:
         end = self.now() + timeout
@@ -482,11 +504,11 @@ class Device:
         self, kind: Request, seq: int, payload: bytes, event: Callable[[bytes], None]
     ) -> tuple[int, bytes]:
         try:
-            return self._exchange(kind, seq, payload, _WORK_S, _RESEND_S, event)
+            return self._exchange(kind, seq, payload, _WORK_S, None, event)
         except KeyboardInterrupt:
             # The answer to STOP and the end of what runs may come in either order.
             self._transport.write(encode(Frame(Request.STOP, self._next_seq())))
-            return self._exchange(kind, seq, payload, _WORK_S, _RESEND_S, event)
+            return self._exchange(kind, seq, payload, _WORK_S, None, event)
 
     def feed(
         self,
@@ -531,7 +553,7 @@ class Device:
     def capture(self, stage: int, layer: int, token: int, n_past: int) -> Captured:
         """Evaluates one token at n_past and returns a stage's activation."""
         payload = struct.pack("<BHI", stage, layer, token)
-        for _ in range(_RESENDS):
+        for _ in range(_TRIES):
             pieces: dict[int, bytes] = {}
 
             def event(data: bytes, pieces: dict[int, bytes] = pieces) -> None:
@@ -557,7 +579,7 @@ class Device:
     ) -> bytes:
         """A request that moves n_past and whose answer is not kept: rewinds before each try."""
         last: LinkError | None = None
-        for attempt in range(_RESENDS):
+        for attempt in range(_TRIES):
             if attempt or kind == Request.CAPTURE:
                 self._rewind_when_idle(n_past)
             try:
@@ -648,7 +670,7 @@ class Device:
             frame = self._next_frame(0.0)
         return found
 
-    def poll(self, interval: float = _RESEND_S) -> Ack:
+    def poll(self, interval: float | None = None) -> Ack:
         """Asks how far the upload is."""
         ack = Ack.parse(self.request(Request.POLL, interval=interval))
         if ack is None:

@@ -123,7 +123,7 @@ def test_a_bad_line_ends_complete_and_equal_or_with_a_sentence(
         ended = ""
     except (LinkError, BoardError) as exc:
         ended = str(exc)
-    assert line.now() < 900
+    assert line.now() < 300
     if rate < 0.01:
         assert ended == ""
     if ended:
