@@ -56,7 +56,7 @@ def _measure(state: Path, threads: int, tokens: int) -> Measured:
         before = device.stats()
         prompt = [1 + index % (int(info["vocab"]) - 1) for index in range(tokens)]
         for at in range(0, tokens, _BATCH):
-            device.feed(prompt[at : at + _BATCH], at)
+            device.feed(prompt[at : at + _BATCH])
         after = device.stats()
         prompt_s = (after["total_us"] - before["total_us"]) / 1e6
         prompt_bytes = after["read_bytes"] - before["read_bytes"]

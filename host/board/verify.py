@@ -131,11 +131,11 @@ class _Run:
                 expected = self._expect(tokens[at : at + _AHEAD])
             if batch > 1:
                 # As prompts are fed: one pass over the weights, the head for the last alone.
-                fed = self.device.feed(part, at, logits=True, stages=stages, layers=layers)
+                fed = self.device.feed(part, logits=True, stages=stages, layers=layers)
                 batched = f"{how}: a batch of {len(part)}"
                 self._compare(batched, tokens, at, fed.crcs, expected, stages)
                 self.device.rewind(at)
-            fed = self.device.feed(part, at, each=True, stages=stages, layers=layers)
+            fed = self.device.feed(part, each=True, stages=stages, layers=layers)
             self._compare(how, tokens, at, fed.crcs, expected, stages)
             self.done.positions += len(part)
             self.progress(len(part))
@@ -191,7 +191,7 @@ class _Run:
     def _by_how_much(self, tokens: list[int], stage: int, layer: int) -> str:
         self.device.session_reset()
         for at in range(0, len(tokens) - 1, _BATCH):
-            self.device.feed(tokens[at : min(at + _BATCH, len(tokens) - 1)], at)
+            self.device.feed(tokens[at : min(at + _BATCH, len(tokens) - 1)])
         theirs = self.device.capture(stage, layer, tokens[-1], len(tokens) - 1)
         ours: list[tuple[np.ndarray, int]] = []
 
@@ -295,11 +295,11 @@ def _compare_sampling(run: _Run, tokens: list[int], seed: int) -> None:
     assert logits is not None
     last = len(tokens) - 1
     if last:
-        run.device.feed(tokens[:-1], 0)
+        run.device.feed(tokens[:-1])
     for number, sampling in enumerate(_SAMPLINGS):
         values = (*sampling.q16()[:4], seed + number)
         run.device.rewind(last)
-        run.device.feed(tokens[-1:], last, logits=True)
+        run.device.feed(tokens[-1:], logits=True)
         run.device.sampling(*values)
         theirs = run.device.sample()
         ours = Sampler(SamplingParameters(*values)).sample(logits.m[0], int(logits.e[0]), tokens)

@@ -36,7 +36,6 @@ _SOONEST_RESEND_S = 0.02
 _ROUND_TRIPS = 4  # after so many usual ones a frame is taken for lost
 _PATIENCE_S = 4.5
 _TRIES = 8
-_REPEATED_ANSWER_BYTES = 256  # an answer up to here is sent again, not worked out again
 _WORK_S = 60.0  # silence that even a slow card does not explain
 
 
@@ -513,18 +512,16 @@ class Device:
     def feed(
         self,
         tokens: Sequence[int],
-        n_past: int,
         *,
         logits: bool = False,
         each: bool = False,
         stages: bool = False,
         layers: int = 0,
     ) -> Fed:
-        """Evaluates tokens at positions n_past.. and returns the CRC-32s asked for.
+        """Evaluates tokens at the next positions and returns the CRC-32s asked for.
 
         Args:
             tokens: One batch or more.
-            n_past: Positions that the board has evaluated before.
             logits: The logits' CRC of the last position.
             each: The logits' CRC of each position.
             stages: The CRCs of all stages of each position.
@@ -534,10 +531,7 @@ class Device:
         payload = struct.pack(f"<B{len(tokens)}I", flags, *tokens)
         widths = _widths(len(tokens), layers, logits=logits, each=each, stages=stages)
         expected = 4 * (1 + sum(widths))
-        if 4 + expected <= _REPEATED_ANSWER_BYTES:
-            rest = self.request(Request.FEED, payload, patience=_WORK_S)
-        else:
-            rest = self._repeat_from(n_past, Request.FEED, payload)
+        rest = self.request(Request.FEED, payload, patience=_WORK_S)
         if len(rest) != expected:
             raise LinkError(
                 f"The board answers with {len(rest)} bytes where {expected} are expected",
@@ -560,7 +554,7 @@ class Device:
                 if len(data) >= 4:
                     pieces[_u32(data)] = data[4:]
 
-            rest = self._repeat_from(n_past, Request.CAPTURE, payload, event)
+            rest = self.request(Request.CAPTURE, payload, patience=_WORK_S, on_event=event)
             n, width, exponent = _unpack("<IBi", rest)
             if width not in (2, 4):
                 raise LinkError("The board's answer has another form", "Flash it anew")
@@ -568,40 +562,8 @@ class Device:
             if len(data) == n * width:
                 mantissas = np.frombuffer(data, f"<i{width}").astype(np.int64)
                 return Captured(mantissas, exponent)
+            self.rewind(n_past)  # an event was lost, and only the answer would be sent again
         raise LinkError("The line loses too much", "Use a shorter cable or a lower -b")
-
-    def _repeat_from(
-        self,
-        n_past: int,
-        kind: Request,
-        payload: bytes,
-        event: Callable[[bytes], None] | None = None,
-    ) -> bytes:
-        """A request that moves n_past and whose answer is not kept: rewinds before each try."""
-        last: LinkError | None = None
-        for attempt in range(_TRIES):
-            if attempt or kind == Request.CAPTURE:
-                self._rewind_when_idle(n_past)
-            try:
-                # One try: the board would run it twice.
-                return self.request(
-                    kind, payload, patience=0.0 if attempt < 3 else 2.0**attempt,
-                    interval=_RESEND_S * 2**attempt, on_event=event,
-                )  # fmt: skip
-            except LinkError as exc:
-                last = exc
-        assert last is not None
-        raise last
-
-    def _rewind_when_idle(self, n_past: int) -> None:
-        end = self.now() + _WORK_S
-        while True:
-            try:
-                return self.rewind(n_past)
-            except Refused as exc:
-                if exc.status != Status.BUSY or self.now() >= end:
-                    raise
-                self._next_frame(_RESEND_S)
 
     def rewind(self, n_past: int) -> None:
         """Forgets the positions from n_past on."""

@@ -244,9 +244,11 @@ class _SerialTransport:
         end = self.now() + timeout
         try:
             while True:
-                data: bytes = self._serial.read(self._serial.in_waiting or 1)
-                if data or self.now() >= end:
-                    return data
+                data: bytes = self._serial.read(1)
+                if data:
+                    return data + bytes(self._serial.read(self._serial.in_waiting))
+                if self.now() >= end:
+                    return b""
         except (OSError, TypeError) as exc:  # TypeError: pyserial, when the device has gone
             raise self._gone() from exc
 

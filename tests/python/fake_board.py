@@ -116,7 +116,7 @@ class FakeBoard:
             return
         last = self._last
         is_repeated = last and (last.type, last.seq) == (frame.type | _ANSWER, frame.seq)
-        if last and is_repeated and len(last.payload) <= 256:
+        if last and is_repeated and frame.type != 0x01:
             self._send(last.type, last.seq, last.payload)
             return
         self.runs.append((frame.type, frame.payload))

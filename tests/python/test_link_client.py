@@ -197,7 +197,7 @@ def test_a_refusal_carries_status_and_words() -> None:
 @pytest.mark.parametrize(("batch", "each"), [(1, True), (3, True), (8, True), (8, False)])
 def test_feed_returns_a_row_a_position(batch: int, each: bool) -> None:
     device, _ = connect()
-    fed = device.feed(range(100, 100 + batch), 0, each=each, stages=True, layers=1)
+    fed = device.feed(range(100, 100 + batch), each=each, stages=True, layers=1)
     assert fed.n_past == batch
     for position, row in enumerate(fed.crcs):
         stages = stages_of(1, head=each)
@@ -205,7 +205,7 @@ def test_feed_returns_a_row_a_position(batch: int, each: bool) -> None:
         assert row == [(position << 16 | stage << 8) + 100 + position for stage, _ in stages]
 
 
-def test_a_long_answer_that_is_lost_is_worked_out_again_from_the_same_place() -> None:
+def test_a_long_answer_that_is_lost_is_sent_again_and_not_worked_out_again() -> None:
     class DropsFeeds(FakeLine):
         left = 3
 
@@ -220,10 +220,11 @@ def test_a_long_answer_that_is_lost_is_worked_out_again_from_the_same_place() ->
 
     board = FakeBoard()
     device = Device(DropsFeeds(board))
-    device.feed([1, 2], 0)
-    fed = device.feed(range(8), 2, each=True, stages=True, layers=1)
+    device.feed([1, 2])
+    fed = device.feed(range(8), each=True, stages=True, layers=1)
     assert fed.n_past == board.n_past == 10
     assert fed.crcs[0][0] == 2 << 16
+    assert [kind for kind, _ in board.runs].count(Request.FEED) == 2
 
 
 def test_capture_puts_the_pieces_together_and_repeats_what_was_lost() -> None:

@@ -1,0 +1,154 @@
+"""Cards: folders and images hold the package, the slot is the last word, nothing is half there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import zlib
+from pathlib import Path
+
+import fatfs
+import pytest
+from test_upload import make_contents
+
+from host.board.card import read_slot_fingerprint, write_card, write_target
+from host.board.contents import Contents, next_slot, parse_slot, slot_bytes
+from host.board.fat32 import MIN_BYTES, format_fat32
+from host.errors import HostError, InputError, OutputError
+
+A, B = "aa" * 32, "bb" * 32
+
+
+@pytest.fixture
+def contents(tmp_path: Path) -> Contents:
+    (tmp_path / "package").mkdir()
+    return make_contents(tmp_path / "package", {"a.bin": 10000, "b.json": 77})
+
+
+def test_a_slot_is_64_bytes_of_which_the_last_vouch_for_the_rest() -> None:
+    data = slot_bytes(7, A)
+    assert len(data) == 64
+    assert data[:8] == b"TSLT\x07\0\0\0"
+    assert data[8:40] == bytes.fromhex(A)
+    assert data[40:60] == bytes(20)
+    assert int.from_bytes(data[60:], "little") == zlib.crc32(data[:60])
+    assert parse_slot(data) == (7, A)
+    for at in range(64):
+        assert parse_slot(data[:at] + bytes((data[at] ^ 1,)) + data[at + 1 :]) is None
+    assert parse_slot(data + b"\0") is None
+
+
+def test_a_switch_writes_the_slot_that_is_not_current() -> None:
+    assert next_slot((b"", b""), A) == (0, slot_bytes(1, A))
+    assert next_slot((slot_bytes(1, A), b""), B) == (1, slot_bytes(2, B))
+    assert next_slot((slot_bytes(5, A), slot_bytes(4, B)), B) == (1, slot_bytes(6, B))
+    assert next_slot((slot_bytes(5, A), slot_bytes(6, B)), A) == (0, slot_bytes(7, A))
+    assert next_slot((slot_bytes(5, A), b"torn"), B) == (1, slot_bytes(6, B))
+    assert next_slot((slot_bytes(5, A), slot_bytes(4, B)), A) is None
+
+
+def test_a_card_gets_every_file_and_the_slot(tmp_path: Path, contents: Contents) -> None:
+    progress: list[int] = []
+    done = write_card(tmp_path / "card", contents, progress.append)
+    folder = tmp_path / "card" / "tllm" / "1a2b3c4d"
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {
+        f.name: f.path.read_bytes() for f in contents.files
+    }
+    assert sum(progress) == contents.size
+    assert (done.files, done.skipped, done.switched) == (2, 0, True)
+    assert read_slot_fingerprint(tmp_path / "card") == contents.fingerprint
+
+
+def test_equal_files_are_left_alone_and_wrong_ones_written_again(
+    tmp_path: Path, contents: Contents
+) -> None:
+    write_card(tmp_path / "card", contents)
+    path = tmp_path / "card" / "tllm" / "1a2b3c4d" / "a.bin"
+    before = path.stat().st_ino
+    done = write_card(tmp_path / "card", contents)
+    assert (done.files, done.skipped, done.switched) == (0, 2, False)
+    assert path.stat().st_ino == before
+    data = bytearray(path.read_bytes())
+    data[9999] ^= 1
+    path.write_bytes(data)
+    assert write_card(tmp_path / "card", contents).files == 1
+    assert path.read_bytes() == contents.files[0].path.read_bytes()
+
+
+def test_a_card_that_does_not_keep_what_is_written_is_refused(
+    tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def forget(handle: int) -> None:
+        real(handle)
+        os.pwrite(handle, b"\xff", 3)
+
+    monkeypatch.setattr(os, "fsync", forget)
+    with pytest.raises(OutputError, match="does not read back"):
+        write_card(tmp_path / "card", contents)
+    assert list((tmp_path / "card").rglob("*.bin*")) == []
+    assert read_slot_fingerprint(tmp_path / "card") is None
+
+
+def test_a_disk_that_fills_up_leaves_the_old_model_current(
+    tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "old").mkdir()
+    old = make_contents(tmp_path / "old", {"a.bin": 5000}, seed=9)
+    old = Contents(A, old.files)
+    write_card(tmp_path / "card", old)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(HostError, match="disk is full"):
+        write_card(tmp_path / "card", contents)
+    assert read_slot_fingerprint(tmp_path / "card") == A
+    assert not list((tmp_path / "card").rglob("*.part"))
+
+
+def test_what_is_no_card_is_refused(tmp_path: Path, contents: Contents) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        write_target(tmp_path / "none" / "card", contents)
+    (tmp_path / "file").touch()
+    with pytest.raises(HostError):
+        write_target(tmp_path / "file", contents)
+
+
+def test_an_image_is_fat32_and_holds_the_same(tmp_path: Path, contents: Contents) -> None:
+    done = write_target(tmp_path / "card.img", contents)
+    assert done.files == 2
+    data = bytearray((tmp_path / "card.img").read_bytes())
+    assert data[82:90] == b"FAT32   "
+    base = fatfs.Partition(fatfs.RamDisk(data, sector_size=512))
+    base.mount()
+    fat = fatfs.PartitionExtended(base)
+    for file in contents.files:
+        assert fat.read_file(f"/tllm/1a2b3c4d/{file.name}") == file.path.read_bytes()
+    slot = parse_slot(fat.read_file("/tllm/slot0"))
+    assert slot == (1, contents.fingerprint)
+    base.unmount()
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_an_empty_volume_passes_fsck(tmp_path: Path) -> None:
+    fsck = shutil.which("fsck.vfat") or shutil.which("fsck.vfat", path="/usr/sbin:/sbin")
+    if fsck is None:
+        pytest.skip("fsck.vfat is not installed")
+    for size in (MIN_BYTES, MIN_BYTES + 5 * 512, 3 * MIN_BYTES):
+        storage = bytearray(size)
+        format_fat32(storage, "NO NAME", b"x")
+        image = tmp_path / f"{size}.img"
+        image.write_bytes(storage)
+        done = subprocess.run([fsck, "-n", str(image)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("size", [MIN_BYTES - 512, MIN_BYTES + 1])
+def test_sizes_that_are_no_fat32_volume(size: int) -> None:
+    with pytest.raises(ValueError, match="no size"):
+        format_fat32(bytearray(size), "X", b"")
