@@ -100,7 +100,7 @@ def verify(
     run.sequence("text, in batches", of_text, _BATCH)
     run.sequence("random tokens, one by one", of_chance, 1)
     _compare_text(device, tokenizer, TEXT if text is None else text, run.done)
-    _compare_sampling(run, of_text[: min(16, len(of_text))], seed)
+    _compare_sampling(run, of_text[: min(_GENERATED, run.context - 1)], seed)
     _compare_generation(run, tokenizer, seed)
     return run.done
 
@@ -319,12 +319,16 @@ def _compare_generation(run: _Run, tokenizer: Tokenizer, seed: int) -> None:
     prompt = "Once upon a time"
     session = Session(run.model, tokenizer, Policy.STOP)
     session.prompt(prompt)
-    answer = session.generate(_GENERATED, Sampler(SamplingParameters(*values)))
+    # No further than the board's context, which may be shorter than the model's.
+    count = min(_GENERATED, run.context - len(session.tokens))
+    if count < 1:
+        return
+    answer = session.generate(count, Sampler(SamplingParameters(*values)))
     ours = tokenizer.decode(answer.tokens, at_start=False)
     run.device.session_reset()
     run.device.sampling(*values)
     pieces: list[str] = []
-    done = run.device.generate(prompt, _GENERATED, pieces.append)
+    done = run.device.generate(prompt, count, pieces.append)
     theirs = "".join(pieces)
     if theirs != ours:
         raise CheckFailed(
