@@ -126,6 +126,37 @@ def test_a_card_gone_for_good_leaves_the_board_usable(boot: Boot) -> None:
     assert "no card" in board.enter("Hello")
 
 
+def test_another_card_is_noticed_and_its_model_loaded(boot: Boot, card: Path) -> None:
+    board = boot(*STREAMING, card=card)
+    board.until("\n> ")
+    board.enter("/n 3")
+    board.enter(LINE)
+    streamed = bytearray((card / "embed_tokens.bin").read_bytes())
+    descriptor = bytearray((card / "descriptor.bin").read_bytes())
+    last = len(streamed) - CHUNK
+    streamed[last:] = bytes(CHUNK)
+    descriptor[96] ^= 1
+    chunk_sum, file_sum = (zlib.crc32(bytes(streamed[i:])) for i in (last, 0))
+    old = zlib.crc32((card / "embed_tokens.bin").read_bytes()[last:])
+    whole = zlib.crc32((card / "embed_tokens.bin").read_bytes())
+    for before, after in ((old, chunk_sum), (whole, file_sum)):
+        descriptor = descriptor.replace(struct.pack("<I", before), struct.pack("<I", after))
+    descriptor[-4:] = struct.pack("<I", zlib.crc32(descriptor[:-4]))
+    (card / "embed_tokens.bin").write_bytes(streamed)
+    (card / "descriptor.bin").write_bytes(descriptor)
+    assert "The card gave wrong bytes of embed_tokens.bin" in board.enter(LINE)
+    assert f"({descriptor[96:100].hex()})" in board.until("Type a prompt, or /help.\r\n> ")
+    assert "3 tokens" in board.enter(LINE)
+
+
+def test_a_card_put_into_a_board_that_had_none(boot: Boot, text: str) -> None:
+    board = boot("--card-gone-after", "1:3")
+    assert "card" in board.until("\n> ")
+    board.until("Type a prompt, or /help.\r\n> ")
+    board.greedy()
+    assert board.generate(LINE, 12) == text
+
+
 # --- packages that are damaged ---
 
 

@@ -325,6 +325,7 @@ static void run_prompt(struct dev *dev, const char *text, uint32_t len) {
         say_end(dev, &talk);
         return;
     }
+    dev->suspect = status == TLLM_E_CRC || status == DEV_E_CARD_READ;
     dev_explain(dev, status);
     dev_say(dev, talk.tokens > 0 ? "\n" : "");
     dev_say(dev, dev->sentence);

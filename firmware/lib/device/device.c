@@ -187,6 +187,7 @@ static void end(struct dev *dev, int status) {
         dev_explain(dev, status);
         dev_card_gone(dev);
     }
+    dev->suspect = dev->suspect || status == TLLM_E_CRC || status == DEV_E_CARD_READ;
     if (status < 0) {
         dev_explain(dev, status);
         const uint32_t n = (uint32_t)strlen(dev->sentence);
@@ -421,6 +422,26 @@ int dev_init(struct dev *dev, const struct dev_config *config) {
     return status;
 }
 
+/* Notices a card that was pulled out, put back or changed for another. */
+static void watch_card(struct dev *dev) {
+    const uint64_t now = dev_now(dev);
+    const bool no_card = dev->state == DEV_NO_CARD;
+    if (dev->state == DEV_READY ? !dev->suspect : now < dev->retry_us) {
+        return;
+    }
+    dev->retry_us = now + CARD_LOOK_US;
+    if (no_card && dev_card_mount(dev, false) != 0) {
+        return;
+    }
+    const int there = no_card ? 0 : dev_still_there(dev);
+    dev->suspect = false;
+    if (there == DEV_E_NO_CARD || (there < 0 && dev->model == NULL)) {
+        dev_card_gone(dev);
+    } else if (no_card || (there == 0 && dev->model != NULL)) {
+        load_and_report(dev);
+    }
+}
+
 int dev_poll(struct dev *dev, uint32_t wait_ms) {
     if (dev->port->feed_watchdog != NULL) {
         dev->port->feed_watchdog(dev->port->ctx);
@@ -434,12 +455,7 @@ int dev_poll(struct dev *dev, uint32_t wait_ms) {
         dev->baud_until = 0;
         set_baud(dev, dev->baud_before);
     }
-    if (dev->state == DEV_NO_CARD && now >= dev->retry_us) {
-        dev->retry_us = now + CARD_LOOK_US;
-        if (dev_card_mount(dev, false) == 0) {
-            load_and_report(dev);
-        }
-    }
+    watch_card(dev);
     if (dev->restart) {
         dev->port->restart(dev->port->ctx);
         return DEV_RESTART;

@@ -230,7 +230,8 @@ struct dev {
     int load_status;
     char load_error[DEV_SENTENCE];
     bool card_mounted;
-    uint64_t retry_us;  /* when the card is looked for again */
+    uint64_t retry_us;  /* when the card is looked at again */
+    bool suspect;       /* reads failed or gave wrong bytes: it may be another card */
     char dir[DEV_PATH]; /* of the current package; "" is the root */
 
     struct tllm_model parsed;

@@ -161,6 +161,9 @@ void dev_load(struct dev *dev);
 /* Loads the package in dir, whose fingerprint must be the one given (NULL: any). */
 int dev_load_from(struct dev *dev, const char *dir, const uint8_t *fingerprint);
 void dev_unload(struct dev *dev);
+/* Whether the card still holds the model that is loaded; a negative error where it cannot be read.
+ */
+int dev_still_there(struct dev *dev);
 /* Sets the engine up anew in its regions: nothing is evaluated any more, the session stays. */
 int dev_engine_start(struct dev *dev);
 

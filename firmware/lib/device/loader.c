@@ -386,6 +386,27 @@ void dev_unload(struct dev *dev) {
     dev->memory = (struct dev_memory){.fast_own = dev->fast_kept, .bulk_own = dev->bulk_kept};
 }
 
+int dev_still_there(struct dev *dev) {
+    const struct dev_port *port = dev->port;
+    char path[DEV_PATH];
+    uint32_t size = 0;
+    dev_package_path(path, dev->dir, "descriptor.bin");
+    int status = port->file_size(port->ctx, path, &size);
+    if (status < 0 || size < HEADER || dev->model == NULL) {
+        return status == DEV_E_FS ? 0 : status;
+    }
+    const int file = port->file_open(port->ctx, path, DEV_READ);
+    if (file < 0) {
+        return file;
+    }
+    status = dev_file_read(dev, file, 0, dev->io, HEADER);
+    port->file_close(port->ctx, file);
+    if (status < 0) {
+        return status;
+    }
+    return memcmp(dev->io + FINGERPRINT, dev->model->fingerprint, 32) == 0;
+}
+
 /* ---- the current model ---- */
 
 static int load_current(struct dev *dev) {
