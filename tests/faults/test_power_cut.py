@@ -17,6 +17,7 @@ from host.link.client import Device
 
 TOKENS = [1, 70, 200]
 PARTS = 4
+TORN_AT = (32, SECTOR // 2)  # bytes of a sector that are written; 32: inside of a slot
 
 State = dict[int, bytes]
 Booted = tuple[str, str, list[int]]
@@ -74,7 +75,7 @@ def test_the_old_model_or_the_new(
     part: int,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """After n whole sectors, and with the next one half there."""
+    """After n whole sectors, and with the next one there in part."""
     state, written, answers = replaced(library, volume, package, other)
     old, new = Contents.of(package).fingerprint, Contents.of(other).fingerprint
     assert len(written) > 150
@@ -82,9 +83,8 @@ def test_the_old_model_or_the_new(
     switched = False
     for n, (sector, data) in enumerate(written):
         before = Sectors(volume, state).sector(sector)
-        cuts = [state]
-        if before != data:
-            cuts.append({**state, sector: torn(before, data, SECTOR // 2)})
+        halves = {torn(before, data, at) for at in TORN_AT} - {before, data}
+        cuts = [state, *({**state, sector: half} for half in sorted(halves))]
         for cut in cuts if n % PARTS == part else []:
             booted, fingerprint, crcs = boot(library, Sectors(volume, cut))
             assert booted == "ready", n
