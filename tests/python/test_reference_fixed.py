@@ -101,6 +101,15 @@ def test_normalised_vectors(v: list[int], e: int) -> None:
             assert error <= Fraction(2) ** k * (1 if abs(mantissa) == 32767 else Fraction(1, 2))
 
 
+def test_what_rounds_to_32768_is_clamped() -> None:
+    # Both are 32767.75 steps.
+    for v in (131071, -131071):
+        m, e = fixed.to16(ints(v), 0)
+        assert (m.tolist(), int(e)) == ([math.copysign(32767, v)], 2)
+    m, e = fixed.norm32(ints(2**31 - 1), 0)
+    assert (m.tolist(), int(e)) == ([2**29], 2)
+
+
 def test_rows_are_normalised_apart() -> None:
     rows = np.array([[0, 0], [1, -3], [2**50, 5]], dtype=np.int64)
     m, e = fixed.norm32(rows, np.array([7, 7, -9]))

@@ -133,6 +133,15 @@ def test_rms_norm_where_epsilon_rules() -> None:
     assert_close(found, np.full((1, 8), 2.0**-100 / 2.0**20), 1.0)
 
 
+def test_rms_norm_where_epsilon_and_the_mean_square_carry() -> None:
+    # Both are just below 2^58, brought to just below 2^62: their sum takes one bit more.
+    r = Block(np.full((1, 4), 2**29 - 64, dtype=np.int64), np.array([0]))
+    eps = (2**32 - 1, 26)
+    assert math.ldexp(*eps) == pytest.approx(np.mean(real(r) ** 2), rel=1e-6)
+    found = ops.rms_norm(r, np.full(4, 16384, dtype=np.int16), -14, eps)
+    assert_close(found, np.full((1, 4), math.sqrt(0.5)), 1.0)
+
+
 def test_rms_norm_of_nothing_is_nothing() -> None:
     r = Block(np.array([[0, 0], [2**28, 0]], dtype=np.int64), np.array([ZERO_EXP, 0]))
     found = ops.rms_norm(r, np.array([5, 5], dtype=np.int16), 0, (2**30, -40))

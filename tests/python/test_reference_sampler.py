@@ -88,6 +88,24 @@ def test_top_k_leaves_the_k_greatest_the_lower_id_first() -> None:
         )
 
 
+def test_many_equal_candidates_are_taken_from_the_lowest_id_on() -> None:
+    values = np.random.default_rng(2).integers(0, 3, 2000)
+    m = values.astype(np.int32)
+    second = np.flatnonzero(values == 1)[:100].tolist()
+    allowed = set(np.flatnonzero(values == 2).tolist()) | set(second)
+    counts = draws(replace(WARM, top_k=len(allowed), temperature=6553600), m, 0, 5000)
+    found = set(np.flatnonzero(counts).tolist())
+    assert found <= allowed
+    assert len(found) > 0.99 * len(allowed)
+
+
+def test_the_running_sum_has_to_exceed_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two candidates of 2^30 each: S = 2^31, target = u / 2.
+    for u, token in ((0, 0), (2**31 - 1, 0), (2**31, 1), (2**32 - 1, 1)):
+        monkeypatch.setattr(SplitMix64, "next32", lambda _, u=u: u)
+        assert Sampler(WARM).sample(logits(5, 5), 0) == token
+
+
 def test_top_p_takes_the_shortest_prefix_that_reaches_it() -> None:
     m = logits(0, 0, 0, 0)
     for top_p, allowed in (
