@@ -163,7 +163,7 @@ def simulate(
         int | None,
         typer.Option(show_default=False, min=0, max=65535, help="Listen here instead of a pty."),
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, max=8, help="Cores.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, max=2, help="Cores.")] = 2,
     context: Annotated[
         int | None, typer.Option(show_default=False, min=2, help="Positions; the model's.")
     ] = None,
@@ -174,7 +174,7 @@ def simulate(
         int | None, typer.Option(show_default=False, min=1, help="Bytes of bulk memory.")
     ] = None,
     card_rate: Annotated[
-        int | None, typer.Option(show_default=False, min=1, help="Bytes a second of the card.")
+        float | None, typer.Option(show_default=False, min=0.001, help="MB a second of the card.")
     ] = None,
     card_latency_us: Annotated[
         int | None, typer.Option(show_default=False, min=0, help="Microseconds a read takes more.")

@@ -311,12 +311,9 @@ class _Sender:
             if self._arrived(frame):
                 certain = max(certain, frame.serial)
         while self._flying and self._flying[0].serial <= certain:
-            frame = self._flying.popleft()
-            arrived = self._arrived(frame)
-            self._learn(arrived)
-            if not arrived:
-                self._sent[frame.chunk] &= ~frame.pieces
-        # Pieces that were given up but came after all, and a wrong chunk that was forgotten.
+            self._learn(self._arrived(self._flying.popleft()))
+        # What neither flies nor is held is sent again: lost pieces, and those of a chunk that was
+        # whole but wrong, which the board has forgotten.
         flying: dict[int, int] = {}
         for frame in self._flying:
             flying[frame.chunk] = flying.get(frame.chunk, 0) | frame.pieces

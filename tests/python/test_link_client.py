@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from host.errors import BoardError
 from host.link.client import Ack, Device, End, NoAnswer, Refused, Request, Status, stages_of
-from host.link.frames import Decoder, Frame
+from host.link.frames import Decoder, Frame, encode
 
 LOSSY = Faults(seed=5, drop=0.0004, flip=0.0004, duplicate=0.0004, insert=0.0004)
 
@@ -127,7 +127,11 @@ def test_sequence_numbers_wrap_past_zero() -> None:
 def test_an_answer_to_another_request_is_not_taken() -> None:
     class Stale(FakeLine):
         def write(self, data: bytes) -> None:
-            self._inbox += b"\0\x05\x85\xfa" + b"\0"
+            for frame in Decoder().feed(data):
+                if isinstance(frame, Frame) and frame.type == Request.ENCODE:
+                    late = Frame(frame.type | 0x80, frame.seq - 1, struct.pack("<iI", 0, 7))
+                    other = Frame(Request.DECODE | 0x80, frame.seq, struct.pack("<iI", 0, 7))
+                    self._inbox += encode(late) + encode(other)
             super().write(data)
 
     assert Device(Stale(FakeBoard())).encode("q") == [113]
