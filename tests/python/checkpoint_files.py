@@ -43,7 +43,7 @@ def random_tensors(shape: Shape, seed: int = 1) -> Tensors:
     kv = shape.num_key_value_heads * shape.head_dim
 
     def matrix(*size: int) -> NDArray[np.float32]:
-        return rng.standard_normal(size).astype(np.float32) / 8
+        return (rng.standard_normal(size) / 8).astype(np.float32)
 
     def norm() -> NDArray[np.float32]:
         return 1 + matrix(hidden)
@@ -109,7 +109,7 @@ def shard(folder: Path) -> None:
 
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number in (0, 1):
         name = f"model-0000{number + 1}-of-00002.safetensors"
         part = {key: tensors[key] for key in sorted(tensors)[number::2]}
