@@ -118,6 +118,10 @@ class Session:
             raise InputError("There is no prompt to go on from", "Begin with a prompt")
         shown: list[int] = []
         while len(shown) < limit:
+            if len(self.tokens) == facts.context:
+                if self._policy is Policy.STOP:
+                    return Answer(tuple(shown), EndReason.CONTEXT)
+                self._drop(max(1, facts.context // 4))
             token = self._next(sampler)
             if token in (facts.bos, facts.eos):
                 return Answer(tuple(shown), EndReason.STOP_TOKEN)
@@ -125,10 +129,6 @@ class Session:
             shown.append(token)
             if show is not None:
                 show(token)
-            if len(self.tokens) == facts.context:
-                if self._policy is Policy.STOP:
-                    return Answer(tuple(shown), EndReason.CONTEXT)
-                self._drop(max(1, facts.context // 4))
         return Answer(tuple(shown), EndReason.LIMIT)
 
     def _next(self, sampler: Sampler) -> int:
