@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from host.board import ui
 from host.errors import InputError, ToolError, explain_os_error
 from host.link.transports import card_of
+
+_ADDRESS = re.compile(r"socket://\S+|/dev/\S+")
 
 
 def command(card: Path, options: Sequence[str] = ()) -> list[str]:
@@ -71,12 +75,22 @@ def simulate(card: Path, options: Sequence[str] = ()) -> int:
     if not {"--tcp", "--pty", "--stdio", "--size"} & set(options):
         options = ["--pty", *options]
     try:
-        process = subprocess.Popen(command(card, options))
+        process = subprocess.Popen(command(card, options), stdout=subprocess.PIPE, text=True)
     except OSError as exc:
         raise ToolError(f"The simulated board does not start: {exc}") from exc
+    assert process.stdout is not None
     try:
+        for line in process.stdout:
+            ui.say(line.rstrip())
+            if match := _ADDRESS.search(line):
+                ui.note(
+                    f"Talk to it with `host chat -p {match[0]}` or any terminal program; "
+                    "Ctrl-C ends it."
+                )
         return process.wait()
     except KeyboardInterrupt:
         process.terminate()
         process.wait()
         return 0
+    finally:
+        process.stdout.close()

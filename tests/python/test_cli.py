@@ -23,6 +23,7 @@ from tests.conftest import Build, Quantized
 
 pytestmark = pytest.mark.shared
 BINARIES = ("-O2",)
+PROMPT = b"\x1b[?2004h"  # a line editor is there and takes pasted text
 COMMANDS = [
     *("quantize", "headers", "simulate", "chat", "verify", "upload"),
     *("card", "flash", "doctor", "evaluate", "bench", "demo"),
@@ -259,6 +260,47 @@ def test_ctrl_c_stops_the_answer(loaded: Host, state: Path, sim: Path) -> None:
         _, err = process.communicate(timeout=60)
     assert process.returncode == 0
     assert b"stopped]" in err
+
+
+def test_a_terminal_has_line_editing_and_history(loaded: Host, state: Path, sim: Path) -> None:
+    assert loaded("doctor", "-p", "sim").code == 0
+    environment = {
+        **os.environ,
+        "TLLM_SIM": str(sim),
+        "HOST_STATE_DIR": str(state),
+        "TERM": "vt100",
+    }
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "host", "chat", "-p", "sim", "-n", "9", "--temp", "0"]
+    with subprocess.Popen(
+        command, stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True
+    ) as process:
+        os.close(slave)
+        seen = b""
+
+        def until(text: bytes) -> None:
+            nonlocal seen
+            while text not in seen:
+                data = os.read(master, 4096)
+                if b"\x1b[6n" in data:  # where is the cursor?
+                    os.write(master, b"\x1b[1;1R")
+                seen += data
+            seen = seen.partition(text)[2]
+
+        until(b"Type a prompt")
+        until(PROMPT)
+        os.write(master, b"Once upon a timX\x7fe\r")
+        until(b", there was")
+        until(b"length]")
+        until(PROMPT)
+        os.write(master, b"\x1b[A\r")
+        until(b"Once upon a time")
+        until(b"length]")
+        until(PROMPT)
+        os.write(master, b"\x04")
+        assert process.wait() == 0
+    os.close(master)
+    assert (state / "history").read_text().count("+Once upon a time\n") == 1
 
 
 # --- bad input: one sentence, exit 2, nothing written ---------------------------------------------
