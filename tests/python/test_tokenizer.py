@@ -26,7 +26,15 @@ from tokenizer_tools import (
 )
 
 from host.errors import InputError
-from host.tokenizer import Decoder, Tokenizer, TokenizerSpec, load_tokenizer
+from host.tokenizer import (
+    Decoder,
+    Piece,
+    PieceType,
+    Tokenizer,
+    TokenizerSpec,
+    load_tokenizer,
+)
+from host.tokenizer.spec import SPACE
 
 MakeC = Callable[[TokenizerSpec], CTokenizer]
 REAL = ("surrogate", "tok512")
@@ -247,22 +255,35 @@ def test_the_stated_room_is_enough_for_a_decoder(make_c: MakeC) -> None:
 
 # --- Near-linear ----------------------------------------------------------------------------------
 
+UNITS = ("a", "ab", SPACE, "\U0001f600")
 WORST = {
     "one letter": "a" * 64_000,
-    "runs of spaces": " " * 64_000,
+    "spaces": " " * 64_000,
     "pairs": "ab" * 32_000,
     "growing runs": "".join("a" * n + "b" for n in range(1, 357)),
-    "no pieces": "\U0001f600" * 16_000,
+    "four bytes": "\U0001f600" * 16_000,
+    "no pieces": "\U0001f601" * 16_000,
     "prose": "Once upon a time, there was a little girl named Lily. " * 1_200,
 }
 
 
 @pytest.fixture(scope="module")
-def counted(gcc: str, compile_c: Any, stories260k_tokenizer: Path) -> CTokenizer:
+def greedy(stories260k_tokenizer: Path) -> TokenizerSpec:
+    """A vocabulary in which all of these texts but one merge, to pieces of 16 units."""
+    spec = load_tokenizer(stories260k_tokenizer)
+    known = {piece.text for piece in spec.pieces}
+    runs = [(unit * size).encode() for size in (1, 2, 4, 8, 16) for unit in UNITS]
+    added = (text for text in runs if text not in known)
+    pieces = (Piece(text, PieceType.NORMAL, 1000 + n) for n, text in enumerate(added))
+    return replace(spec, pieces=(*spec.pieces, *pieces))
+
+
+@pytest.fixture(scope="module")
+def counted(gcc: str, compile_c: Any, greedy: TokenizerSpec) -> CTokenizer:
     flags = ["-O1", "-fPIC", "-shared", "-fsanitize-coverage=trace-pc"]
     sources = [TOKENIZER_C, Path(__file__).with_name("tokenizer_work.c")]
     library = compile_c("libtokenizer-counted.so", gcc, flags, sources)
-    tokenizer = CTokenizer(library, load_tokenizer(stories260k_tokenizer).to_bin())
+    tokenizer = CTokenizer(library, greedy.to_bin())
     tokenizer.ffi.cdef("uint64_t test_take_blocks(void);")
     tokenizer.lib = tokenizer.ffi.dlopen(str(library))
     return tokenizer
@@ -272,7 +293,7 @@ def counted(gcc: str, compile_c: Any, stories260k_tokenizer: Path) -> CTokenizer
 @pytest.mark.skipif(sys.platform == "darwin", reason="needs gcc's coverage callbacks")
 @pytest.mark.parametrize("text", WORST.values(), ids=WORST.keys())
 def test_encoding_is_near_linear_on_the_device(counted: CTokenizer, text: str) -> None:
-    """Basic blocks run, a byte and a halving of the agenda, stay the same from 1 to 64 KB."""
+    """Basic blocks run stay within n log n from 1 KB to 64 KB: measured 0.6 to 0.95 of it."""
     cost = []
     for size in (len(text) // 64, len(text)):
         counted.lib.test_take_blocks()
@@ -281,13 +302,12 @@ def test_encoding_is_near_linear_on_the_device(counted: CTokenizer, text: str) -
         assert blocks > size
         n_bytes = len(text[:size].encode())
         cost.append(blocks / (n_bytes * math.log2(n_bytes)))
-    assert cost[1] < 1.5 * cost[0]
-    assert cost[1] < 60
+    assert cost[1] < 1.2 * cost[0]
 
 
 @pytest.mark.shared
 @pytest.mark.parametrize("text", WORST.values(), ids=WORST.keys())
-def test_encoding_is_linear_in_look_ups_in_python(stories260k_tokenizer: Path, text: str) -> None:
+def test_encoding_is_linear_in_look_ups_in_python(greedy: TokenizerSpec, text: str) -> None:
     class Counting(dict[str, int]):
         calls = 0
 
@@ -295,7 +315,8 @@ def test_encoding_is_linear_in_look_ups_in_python(stories260k_tokenizer: Path, t
             Counting.calls += 1
             return super().get(key, default)
 
-    twin = Tokenizer(load_tokenizer(stories260k_tokenizer))
+    twin = Tokenizer(greedy)
     twin._ranks = Counting(twin._ranks)
-    twin.encode(text)
+    ids = twin.encode(text)
     assert len(text) <= Counting.calls <= 3 * len(text)
+    assert len(ids) < len(text) // 2 or text[0] not in "".join(UNITS)

@@ -146,6 +146,18 @@ def test_a_model_is_read_whole_or_refused(load_proto: Load, proto: Any) -> None:
         assert refusal(lambda size=size: load_proto(data[:size]))  # type: ignore[misc]
 
 
+def test_a_model_that_ends_inside_its_last_piece_is_refused(load_proto: Load, proto: Any) -> None:
+    last = 2 + proto.pieces[-1].ByteSize()
+    pieces = type(proto)(pieces=proto.pieces).SerializeToString()
+    proto.ClearField("pieces")
+    data: bytes = proto.SerializeToString() + pieces
+    whole = load_proto(data)
+    for cut in range(1, last):
+        message = refusal(lambda cut=cut: load_proto(data[:-cut]))  # type: ignore[misc]
+        assert "breaks off" in message
+    assert load_proto(data[:-last]).vocab_size == whole.vocab_size - 1
+
+
 def test_flipped_bits_of_a_model_never_crash(load_proto: Load, proto: Any) -> None:
     data = bytearray(proto.SerializeToString())
     rng = random.Random(5)
