@@ -64,6 +64,7 @@ class Status(IntEnum):
     VERSION = -3
     CRC = -4
     CONTEXT = -8
+    CANCELLED = -9
     UTF8 = -10
     TOO_LONG = -11
     NO_MODEL = -100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -171,7 +172,7 @@ def test_what_is_typed_during_an_answer_is_run_after_it(boot: Boot) -> None:
     board.until("/seed 5\r\n> ")
 
 
-def test_characters_are_never_split_and_zeros_never_sent(boot: Boot) -> None:
+def test_characters_are_never_split(boot: Boot) -> None:
     board = boot()
     board.until("\n> ")
     board.enter("/temp 50")
@@ -184,6 +185,25 @@ def test_characters_are_never_split_and_zeros_never_sent(boot: Boot) -> None:
     answer = board.good(Kind.GENERATE, b"\xc8\0\0\0Go")
     assert len([event.decode() for event in answer.events]) > 100
     assert "\ufffd" in b"".join(answer.events).decode()
+
+
+def test_a_zero_in_a_text_begins_no_frame(boot: Boot) -> None:
+    board = boot()
+    board.until("\n> ")
+    for seed in range(300):
+        board.good(Kind.SESSION, b"\0\0")
+        board.good(Kind.SAMPLING, sampling(temperature=100 * 65536, seed=seed))
+        answer = board.good(Kind.GENERATE, struct.pack("<I", 12) + b"Go")
+        if b"\0" in b"".join(answer.events):
+            break
+    else:
+        pytest.fail("no seed made a zero")
+    board.wake_console()
+    for line in ("/reset", "/temp 100", "/top-p 1", f"/seed {seed}", "/n 12"):
+        board.enter(line)
+    said = board.enter("Go").encode().split(b"\r\n", 1)[1]
+    assert said.startswith(b"".join(answer.events).replace(b"\0", b"").replace(b"\n", b"\r\n"))
+    assert b"12 tokens" in said
 
 
 def test_the_context_s_end_stops_or_drops_as_asked(boot: Boot) -> None:

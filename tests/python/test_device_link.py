@@ -154,6 +154,18 @@ def test_a_long_request_gives_signs_of_life(boot: Boot) -> None:
     assert frame.seq == seq
 
 
+def test_a_stopped_request_leaves_the_session_as_it_was(boot: Boot, board: Board) -> None:
+    slow = boot("--card-latency-us", 20000, "--bulk", 560000)
+    whole = board.feed([1, 403, *TOKENS], 3)
+    assert slow.feed([1, 403]).status == 0
+    seq = slow.send(Kind.FEED, struct.pack(f"<B{len(TOKENS)}I", 3, *TOKENS))
+    assert slow.ask(Kind.STOP, seq=201).status == 0
+    assert slow.answer(Kind.FEED, seq).status == Status.CANCELLED
+    counts = json.loads(slow.good(Kind.STATS).text)
+    assert (counts["n"], counts["n_past"]) == (2, 2)
+    assert slow.feed(TOKENS, 3).words[1:] == whole.words[3:]
+
+
 # --- evaluating ---
 
 
