@@ -62,6 +62,18 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     return report
 
 
+# --- Counts that tests record (record_property) are said at the end -------------------------------
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    counted = [r for r in terminalreporter.getreports("passed") if r.user_properties]
+    if counted:
+        terminalreporter.section("counts")
+    for report in counted:
+        figures = ", ".join(f"{name}: {value}" for name, value in report.user_properties)
+        terminalreporter.line(f"{report.nodeid.rsplit('/', 1)[-1]}: {figures}")
+
+
 # --- Models and texts beside the checkout ---------------------------------------------------------
 
 

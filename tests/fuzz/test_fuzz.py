@@ -130,7 +130,12 @@ def _build(compile_c: Callable[..., Path], clang: str, name: str) -> Path:
 
 @pytest.mark.parametrize("name", ["frame", "device", "descriptor", "tokenizer", "text"])
 def test_nothing_crashes_hangs_or_reads_out_of_bounds(
-    compile_c: Callable[..., Path], clang: str, package: Path, tmp_path: Path, name: str
+    compile_c: Callable[..., Path],
+    clang: str,
+    package: Path,
+    tmp_path: Path,
+    name: str,
+    record_property: Callable[[str, object], None],
 ) -> None:
     fuzzer = _build(compile_c, clang, name)
     corpus = tmp_path / "corpus"
@@ -159,4 +164,4 @@ def test_nothing_crashes_hangs_or_reads_out_of_bounds(
     runs = re.search(r"number_of_executed_units: (\d+)", ended.stderr)
     assert runs is not None
     assert int(runs.group(1)) > 50, "it has hardly looked"
-    print(f"{name}: {runs.group(1)} inputs")
+    record_property("inputs", runs.group(1))

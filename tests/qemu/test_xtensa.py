@@ -66,13 +66,17 @@ def test_equals_the_reference(
 
 @pytest.mark.parametrize("model", ["stories260K", "tiny-llm-surrogate", "bundled"])
 def test_takes_no_more_instructions(
-    program: Path, model: str, quantized: Callable[[str], Path]
+    program: Path,
+    model: str,
+    quantized: Callable[[str], Path],
+    record_property: Callable[[str, object], None],
 ) -> None:
     package = quantized(model)
     name = json.loads((package / "model_config.json").read_text())["name"]
     before = json.loads(xtensa.BASELINE.read_text())[name]
     now = xtensa.count(program, package, COUNTED_TOKENS)
-    print(f"{name}\n{xtensa.table(now)}")
+    record_property("instructions a token", f"{now['token']:,}")
+    record_property("a multiplication", f"{now['token'] / now['macs']:.2f}")
     assert now["macs"] == before["macs"]
     assert now["token"] <= before["token"] * (1 + ALLOWED_RISE), (
         f"{now['token']:,} instructions a token, {before['token']:,} before: a rise of "
