@@ -11,6 +11,13 @@
 #include <sys/stat.h>
 #include <time.h>
 
+#ifdef TLLM_COMPILED_MODEL /* a board built for one model, as firmware/src is */
+#include "tllm_model_data.h"
+#define COMPILED_MODEL (&tllm_model_data)
+#else
+#define COMPILED_MODEL NULL
+#endif
+
 static volatile int end_asked;
 
 static void on_signal(int signal_number) {
@@ -179,6 +186,7 @@ static int run(struct sim *sim, const struct memory *memory) {
         .parts = sim->options.threads,
         .context = sim->options.context,
         .baud = sim->options.baud > 0 ? sim->options.baud : 115200,
+        .compiled = COMPILED_MODEL,
         .version = "tinyllm " TLLM_VERSION,
     };
     if (setjmp(reset_vector) != 0) {
