@@ -17,7 +17,7 @@ from host.models import name_of, resolve_model
 
 _POSITIONS = 16
 _STORY = "Once upon a time"
-_STORY_TOKENS = 200
+_STORY_TOKENS = 480
 
 
 def demo(model: str | None = None, seed: int = 0) -> None:
