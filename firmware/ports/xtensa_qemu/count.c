@@ -35,12 +35,33 @@ static uint64_t macs(const struct tllm_model *model) {
     return sum;
 }
 
+/* The stack's free part, from the end of the zeroed memory up to the frames in use (sim.ld). */
+extern uint32_t __bss_end[], __stack_top[];
+#define PAINT 0x5AFE57ACu
+#define SPARE 256u /* bytes below this frame that are left alone */
+
+static void paint_stack(void) {
+    uintptr_t sp;
+    __asm__ volatile("mov %0, sp" : "=a"(sp));
+    const uintptr_t end = sp - SPARE;
+    for (volatile uint32_t *word = __bss_end; (uintptr_t)word < end; word++)
+        *word = PAINT;
+}
+
+static uint32_t stack_used(void) {
+    const uint32_t *word = __bss_end;
+    while ((uintptr_t)word < (uintptr_t)__stack_top && *word == PAINT)
+        word++;
+    return (uint32_t)((uintptr_t)__stack_top - (uintptr_t)word);
+}
+
 int xq_count(const char *card, uint32_t tokens) {
     static struct dev dev;
     struct counts counts = {0};
     struct tllm_trace trace = {&counts, on_stage};
     uint64_t all = 0;
 
+    paint_stack();
     if (xq_boot(&dev, card) < 0 || !dev.model)
         return 1;
     dev.engine.trace = &trace;
@@ -58,6 +79,8 @@ int xq_count(const char *card, uint32_t tokens) {
     print_row("token", all, tokens);
     xq_print("macs ");
     xq_print_number(macs(dev.model));
+    xq_print("\nstack ");
+    xq_print_number(stack_used());
     xq_print("\n");
     return 0;
 }
