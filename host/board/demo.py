@@ -38,7 +38,7 @@ def demo(model: str | None = None, seed: int = 0) -> None:
     with tempfile.TemporaryDirectory(prefix="host-demo-") as folder:
         state = Path(folder)
         package = state / f"{name_of(path)}-int8"
-        ui.note(f"1/4 quantize {path}")
+        ui.note(f"1/4 quantize {name_of(path)}")
         made = quantize_checkpoint(load_checkpoint(path), package)
         ui.note(f"    {len(made.rows)} tensors, {made.weight_bytes:,} bytes of integers")
         card_of(state).parent.mkdir(exist_ok=True)
