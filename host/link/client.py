@@ -1,16 +1,14 @@
 """The host's side of docs/PROTOCOL.md: one `Device`, one method a request.
 
-A request is sent again until its answer comes; the sequence number keeps the board from running
-it twice. What the board refuses comes out as a `Refused` with its status and its own words.
+What the board refuses comes out as a `Refused` with its status and its own words.
 """
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import json
+import secrets
 import struct
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -20,116 +18,50 @@ import numpy as np
 import numpy.typing as npt
 
 from host.errors import BoardError, LinkError
-from host.link.frames import MAX_PAYLOAD, Decoder, Frame, encode
+from host.link.exchange import (
+    EVENT,
+    WORK_S,
+    Exchange,
+    LineTooBad,
+    NoAnswer,
+    Refused,
+    Request,
+    Status,
+)
+from host.link.frames import MAX_PAYLOAD, Frame, encode
+from host.link.talk import Talk
 from host.link.transports import Transport
 
-PROTOCOL_VERSION = 1
+__all__ = [
+    "ABSENT",
+    "BAUD_RATES",
+    "CHUNK_BYTES",
+    "PIECE_BYTES",
+    "Ack",
+    "Captured",
+    "Device",
+    "End",
+    "Fed",
+    "Generated",
+    "Hello",
+    "LineTooBad",
+    "NoAnswer",
+    "Refused",
+    "Request",
+    "Status",
+    "stages_of",
+]
+
+PROTOCOL_VERSION = 2
 CHUNK_BYTES = 4096
 PIECE_BYTES = 64
 ABSENT = 0xFFFFFFFF
 BAUD_RATES = (2_000_000, 921_600, 460_800, 115_200)
 
-_ANSWER = 0x80
-_EVENT = 0x40
-_RESEND_S = 0.5
-_SOONEST_RESEND_S = 0.02
-_ROUND_TRIPS = 4  # after so many usual ones a frame is taken for lost
-_PATIENCE_S = 4.5
 _TRIES = 8
-_WORK_S = 60.0  # silence that even a slow card does not explain
-
-
-class Request(IntEnum):
-    """Types of requests."""
-
-    HELLO = 0x01
-    INFO = 0x02
-    REBOOT = 0x03
-    BAUD = 0x04
-    STOP = 0x05
-    SESSION = 0x10
-    SAMPLING = 0x11
-    GENERATE = 0x12
-    FEED = 0x13
-    CAPTURE = 0x14
-    SAMPLE = 0x15
-    ENCODE = 0x16
-    DECODE = 0x17
-    STATS = 0x18
-    REWIND = 0x19
-    STAT = 0x20
-    SUMS = 0x21
-    OPEN = 0x22
-    DATA = 0x23
-    POLL = 0x24
-    CLOSE = 0x25
-    COMMIT = 0x26
-    LIST = 0x27
-    REMOVE = 0x28
-    SPACE = 0x29
-    READ_TEST = 0x30
-    CHECK = 0x31
-
-
-class Status(IntEnum):
-    """Why a board refuses; -1 to -99 are the engine's own."""
-
-    ARGUMENT = -1
-    NO_MODEL = -100
-    NO_CARD = -101
-    FILE_SYSTEM = -102
-    FULL = -103
-    UNKNOWN = -104
-    BUSY = -105
-    PAYLOAD = -106
-    MISMATCH = -107
-    NAME = -108
-    STATE = -109
-    CARD_READ = -110
-    NO_MEMORY = -111
-    OTHER_MODEL = -112
-
-
-_WORDS = {
-    Status.NO_MODEL: "The board has no model",
-    Status.NO_CARD: "The board has no card, or cannot read it",
-    Status.FILE_SYSTEM: "The card's file system refuses",
-    Status.FULL: "The card is full",
-    Status.UNKNOWN: "The board does not know this request",
-    Status.BUSY: "The board is busy with another request",
-    Status.PAYLOAD: "The board does not understand this request",
-    Status.MISMATCH: "What arrived is not what was sent",
-    Status.NAME: "The board does not accept this file name",
-    Status.STATE: "The board is not in a state for this",
-    Status.CARD_READ: "The card fails while it is read",
-    Status.NO_MEMORY: "The model does not fit this board's memory",
-    Status.OTHER_MODEL: "The card holds another model than this firmware was built for",
-}
-_NEXT = {
-    Status.NO_MODEL: "Put one on its card with `host upload` or `host flash`",
-    Status.NO_CARD: "Check that a FAT-formatted card is in the slot",
-    Status.FULL: "Remove files from the card, or use a larger one",
-    Status.UNKNOWN: "Flash the firmware of this version with `host flash`",
-    Status.PAYLOAD: "Flash the firmware of this version with `host flash`",
-    Status.CARD_READ: "Look at it with `host doctor`, and try another card",
-    Status.NO_MEMORY: "Use a smaller model or a shorter context",
-    Status.OTHER_MODEL: "Run `host flash` to build the firmware for this model",
-}
-
-
-class Refused(BoardError):
-    """The board answered a request with a negative status."""
-
-    def __init__(self, status: int, text: str = "") -> None:
-        self.status = status
-        words = _WORDS.get(Status(status)) if status in set(Status) else None
-        words = words or f"The board reports error {status}"
-        advice = _NEXT.get(Status(status), "") if status in set(Status) else ""
-        super().__init__(text or words, advice)
-
-
-class NoAnswer(LinkError):
-    """The board said nothing for as long as it may take."""
+_HELLO_S = 0.15
+_TRIALS = 6  # HELLOs at a new rate
+_TRIALS_LOST = 1
 
 
 class End(IntEnum):
@@ -154,7 +86,7 @@ class Hello:
 
 @dataclass(frozen=True)
 class Generated:
-    """How an answer went. Times in seconds."""
+    """How an answer went. Times in seconds; `missing` bytes of its text were lost for good."""
 
     end: End
     prompt_tokens: int
@@ -163,6 +95,7 @@ class Generated:
     answer_s: float
     reading_s: float
     read_bytes: int
+    missing: int = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -233,12 +166,9 @@ class Device:
     def __init__(self, transport: Transport, patience: float = 10.0) -> None:
         self._transport = transport
         self._patience = patience
-        self._decoder = Decoder()
-        self._frames: deque[Frame] = deque()
-        self._seq = 0
+        self._line = Exchange(transport)
         self._first_baud = transport.baud
-        self.resent = 0
-        self._round_trip: float | None = None
+        self._session = 0
         self.hello = self._connect()
 
     def __enter__(self) -> Device:
@@ -269,7 +199,15 @@ class Device:
         """The transport's clock, seconds."""
         return self._transport.now()
 
-    # --- requests and answers ---------------------------------------------------------------------
+    @property
+    def resent(self) -> int:
+        """Frames that were sent again."""
+        return self._line.resent
+
+    @property
+    def resend_after(self) -> float:
+        """Seconds after which what was sent is taken for lost."""
+        return self._line.resend_after
 
     def request(
         self,
@@ -277,91 +215,14 @@ class Device:
         payload: bytes = b"",
         *,
         patience: float | None = None,
+        noisy: float | None = None,
         interval: float | None = None,
         on_event: Callable[[bytes], None] | None = None,
     ) -> bytes:
-        """Sends a request until it is answered; returns the answer behind its status.
-
-        Args:
-            kind: The request.
-            payload: At most `MAX_PAYLOAD` bytes.
-            patience: Seconds without answer or event after which the board is given up;
-                `_PATIENCE_S` where omitted.
-            interval: Seconds after which the request is sent again; by the time that answers have
-                taken so far where omitted.
-            on_event: Called with each event's payload. A request with events whose loss matters
-                is the caller's to repeat.
-
-        Raises:
-            Refused: The board answered with a negative status.
-            LinkError: It did not answer.
-        """
-        seq = self._next_seq()
-        status, rest = self._exchange(kind, seq, payload, patience, interval, on_event)
-        if status < 0:
-            raise Refused(status, rest.decode(errors="replace"))
-        return rest
-
-    def _next_seq(self) -> int:
-        self._seq = self._seq % 255 + 1
-        return self._seq
-
-    def _exchange(
-        self,
-        kind: int,
-        seq: int,
-        payload: bytes,
-        patience: float | None,
-        interval: float | None,
-        on_event: Callable[[bytes], None] | None,
-    ) -> tuple[int, bytes]:
-        patience = _PATIENCE_S if patience is None else patience
-        interval = self.resend_after if interval is None else interval
-        frame = encode(Frame(kind, seq, payload))
-        started = sent = heard = self.now()
-        self._transport.write(frame)
-        is_first = True
-        while True:
-            got = self._next_frame(sent + interval - self.now())
-            if got is None:
-                if self.now() - heard >= patience:
-                    raise NoAnswer(
-                        "The board does not answer", "Check the port, the cable and its power"
-                    )
-                if self.now() - sent >= interval:
-                    sent = self.now()
-                    self._transport.write(frame)
-                    self.resent += 1
-                    is_first = False
-            elif got.seq == seq and got.type == kind | _ANSWER and len(got.payload) >= 4:
-                if is_first:
-                    self._learn(self.now() - started)
-                return struct.unpack_from("<i", got.payload)[0], got.payload[4:]
-            elif got.seq == seq and got.type == kind | _EVENT:
-                heard = sent = self.now()
-                is_first = False
-                if on_event is not None:
-                    on_event(got.payload)
-
-    @property
-    def resend_after(self) -> float:
-        """Seconds after which what was sent is taken for lost."""
-        if self._round_trip is None:
-            return _RESEND_S
-        return min(_RESEND_S, max(_SOONEST_RESEND_S, _ROUND_TRIPS * self._round_trip))
-
-    def _learn(self, seconds: float) -> None:
-        past = seconds if self._round_trip is None else self._round_trip
-        self._round_trip = max(seconds, 0.8 * past + 0.2 * seconds)
-
-    def _next_frame(self, timeout: float) -> Frame | None:
-        end = self.now() + timeout
-        while not self._frames:
-            data = self._transport.read(max(0.0, end - self.now()))
-            self._frames.extend(f for f in self._decoder.feed(data) if isinstance(f, Frame))
-            if not self._frames and self.now() >= end:
-                return None
-        return self._frames.popleft()
+        """Sends a request until it is answered: `Exchange.request`."""
+        return self._line.request(
+            kind, payload, patience=patience, noisy=noisy, interval=interval, on_event=on_event
+        )
 
     def _connect(self) -> Hello:
         # A frame cut off on this line ends at the first zero; a lone zero may begin one.
@@ -372,7 +233,7 @@ class Device:
         for index, rate in enumerate(rates):
             if rate is not None and rate != self._transport.baud:
                 self._transport.set_baud(rate)
-            with contextlib.suppress(NoAnswer):
+            with contextlib.suppress(NoAnswer, LineTooBad):
                 return self._say_hello(1.5 if index else self._patience)
         where = f" at {self._first_baud} baud" if self._first_baud else ""
         self._transport.close()
@@ -387,8 +248,9 @@ class Device:
         end = self.now() + patience
         while True:
             try:
+                left = max(0.3, end - self.now())
                 rest = self.request(
-                    Request.HELLO, payload, interval=0.3, patience=max(0.3, end - self.now())
+                    Request.HELLO, payload, interval=_HELLO_S, patience=left, noisy=left
                 )
                 break
             except Refused as exc:
@@ -440,24 +302,28 @@ class Device:
             return False
         try:
             self._transport.set_baud(baud)
-            for _ in range(4):
-                self.request(
-                    Request.HELLO,
-                    struct.pack("<H", PROTOCOL_VERSION),
-                    interval=0.15,
-                    patience=0.8,
-                )
+            self._try_line()
         except (LinkError, Refused):
             self._transport.set_baud(before)
             self.hello = self._say_hello(4.0)
             return False
         return True
 
+    def _try_line(self) -> None:
+        """Raises `LineTooBad` where a new rate loses more than a frame now and then."""
+        lost = self.resent + _TRIALS_LOST
+        payload = struct.pack("<H", PROTOCOL_VERSION)
+        for _ in range(_TRIALS):
+            self.request(Request.HELLO, payload, interval=_HELLO_S, patience=0.8, noisy=0.8)
+            if self.resent > lost:
+                raise LineTooBad("This rate loses too much")
+
     # --- the model --------------------------------------------------------------------------------
 
     def session_reset(self, *, drop: bool = False) -> int:
         """Forgets all tokens; `drop` says what is to happen at the context's end."""
-        return _u32(self.request(Request.SESSION, bytes((0, drop))))
+        self._session = secrets.randbits(32) | 1
+        return _u32(self.request(Request.SESSION, struct.pack("<BBI", 0, drop, self._session)))
 
     def sampling(self, temperature: int, top_k: int, top_p: int, penalty: int, seed: int) -> None:
         """Sets the parameters of docs/NUMERICS.md section 5 (Q16) and the generator's seed."""
@@ -468,46 +334,27 @@ class Device:
         """Appends a prompt (empty: goes on) and streams the answer.
 
         An interrupt (Ctrl-C) stops the answer, which then ends with `End.CANCELLED`; a second one
-        is the caller's.
+        is the caller's. What the line loses of the text is had again from the board; where that
+        fails, U+FFFD stands for it and the bytes are counted in `missing`.
 
         Args:
-            text: The prompt, at most `MAX_PAYLOAD` - 4 bytes of UTF-8.
+            text: The prompt, at most `MAX_PAYLOAD` - 8 bytes of UTF-8.
             n: Tokens of the answer at most; 0 for no limit.
             emit: Called with whole characters as they come.
         """
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        payload = struct.pack("<I", n) + text.encode()
+        payload = struct.pack("<II", n, self._session) + text.encode()
         if len(payload) > self.hello.max_payload:
             raise BoardError(
-                f"The prompt has {len(payload) - 4:,} bytes, and the board takes "
-                f"{self.hello.max_payload - 4:,} at once",
+                f"The prompt has {len(payload) - 8:,} bytes, and the board takes "
+                f"{self.hello.max_payload - 8:,} at once",
                 "Give a shorter one",
             )
-
-        def event(data: bytes) -> None:
-            if piece := decoder.decode(data):
-                emit(piece)
-
-        seq = self._next_seq()
-        status, rest = self._stoppable(Request.GENERATE, seq, payload, event)
-        if tail := decoder.decode(b"", final=True):
-            emit(tail)
-        if status < 0:
-            raise Refused(status, rest.decode(errors="replace"))
-        end, prompt, tokens, prompt_us, answer_us, read_us, read = _unpack("<BIIQQQQ", rest)
+        talk = Talk(self._line, payload, emit)
+        end, prompt, tokens, prompt_us, answer_us, read_us, read = talk.run()
         return Generated(
-            End(end), prompt, tokens, prompt_us / 1e6, answer_us / 1e6, read_us / 1e6, read
-        )
-
-    def _stoppable(
-        self, kind: Request, seq: int, payload: bytes, event: Callable[[bytes], None]
-    ) -> tuple[int, bytes]:
-        try:
-            return self._exchange(kind, seq, payload, _WORK_S, None, event)
-        except KeyboardInterrupt:
-            # The answer to STOP and the end of what runs may come in either order.
-            self._transport.write(encode(Frame(Request.STOP, self._next_seq())))
-            return self._exchange(kind, seq, payload, _WORK_S, None, event)
+            End(end), prompt, tokens, prompt_us / 1e6, answer_us / 1e6, read_us / 1e6, read,
+            talk.text.missing,
+        )  # fmt: skip
 
     def feed(
         self,
@@ -531,7 +378,7 @@ class Device:
         payload = struct.pack(f"<B{len(tokens)}I", flags, *tokens)
         widths = _widths(len(tokens), layers, logits=logits, each=each, stages=stages)
         expected = 4 * (1 + sum(widths))
-        rest = self.request(Request.FEED, payload, patience=_WORK_S)
+        rest = self.request(Request.FEED, payload, patience=WORK_S)
         if len(rest) != expected:
             raise LinkError(
                 f"The board answers with {len(rest)} bytes where {expected} are expected",
@@ -554,7 +401,7 @@ class Device:
                 if len(data) >= 4:
                     pieces[_u32(data)] = data[4:]
 
-            rest = self.request(Request.CAPTURE, payload, patience=_WORK_S, on_event=event)
+            rest = self.request(Request.CAPTURE, payload, patience=WORK_S, on_event=event)
             n, width, exponent = _unpack("<IBi", rest)
             if width not in (2, 4):
                 raise LinkError("The board's answer has another form", "Flash it anew")
@@ -595,7 +442,7 @@ class Device:
         for first in range(0, chunks, 64):
             n = min(64, chunks - first)
             payload = struct.pack("<IHB", first, n, part) + name.encode()
-            rest = self.request(Request.SUMS, payload, patience=_WORK_S)
+            rest = self.request(Request.SUMS, payload, patience=WORK_S)
             yield from struct.unpack(f"<{len(rest) // 4}I", rest[: len(rest) // 4 * 4])
             if len(rest) // 4 < n:
                 return
@@ -603,8 +450,9 @@ class Device:
     def open(self, fingerprint: str, name: str, size: int, crc: int, keep: int) -> int:
         """Opens a file for writing; returns the seq that its acks carry."""
         payload = struct.pack("<IIII", int(fingerprint[:8], 16), size, crc, keep) + name.encode()
-        self.request(Request.OPEN, payload, patience=_WORK_S)
-        return self._seq
+        pending = self._line.post(Request.OPEN, payload, patience=WORK_S)
+        self._line.wait(pending)
+        return pending.seq
 
     def send_data(self, seq: int, chunk: int, offset: int, crc: int, data: bytes) -> int:
         """Sends a piece of a chunk, unanswered; returns the bytes it took on the line.
@@ -623,13 +471,13 @@ class Device:
     def acks(self, seq: int, timeout: float = 0.0) -> list[Ack]:
         """The acks of an open file that have come, waiting for the first at most `timeout` s."""
         found: list[Ack] = []
-        frame = self._next_frame(timeout)
+        frame = self._line.next_frame(timeout)
         while frame is not None:
-            if frame.type == Request.DATA | _EVENT and frame.seq == seq:
+            if frame.type == Request.DATA | EVENT and frame.seq == seq:
                 ack = Ack.parse(frame.payload)
                 if ack is not None:
                     found.append(ack)
-            frame = self._next_frame(0.0)
+            frame = self._line.next_frame(0.0)
         return found
 
     def poll(self, interval: float | None = None) -> Ack:
@@ -641,11 +489,11 @@ class Device:
 
     def close_file(self) -> None:
         """Has the open file checked and given its name."""
-        self.request(Request.CLOSE, patience=_WORK_S)
+        self.request(Request.CLOSE, patience=WORK_S)
 
     def commit(self, fingerprint: str) -> None:
         """Makes the package current and has it loaded."""
-        self.request(Request.COMMIT, bytes.fromhex(fingerprint), patience=_WORK_S)
+        self.request(Request.COMMIT, bytes.fromhex(fingerprint), patience=WORK_S)
 
     def files(self) -> list[tuple[str, int]]:
         """Names and sizes of `/tllm` and the current package."""
@@ -665,20 +513,20 @@ class Device:
 
     def space(self) -> tuple[int, int]:
         """Bytes of the card that are free, and all of them."""
-        free, total = _unpack("<QQ", self.request(Request.SPACE, patience=_WORK_S))
+        free, total = _unpack("<QQ", self.request(Request.SPACE, patience=WORK_S))
         return free, total
 
     def read_test(self, block: int, total: int) -> tuple[float, int]:
         """Reads `total` bytes in blocks; returns the seconds it took and their CRC-32."""
         payload = struct.pack("<II", block, total)
-        us, crc = _unpack("<QI", self.request(Request.READ_TEST, payload, patience=_WORK_S))
+        us, crc = _unpack("<QI", self.request(Request.READ_TEST, payload, patience=WORK_S))
         return us / 1e6, crc
 
     def check(self, first: int, n: int) -> tuple[int, int, int, int]:
         """Checks chunks of the package; returns wrong, checked, first wrong file, its chunk."""
         payload = struct.pack("<II", first, n)
         wrong, checked, file, chunk = _unpack(
-            "<IIII", self.request(Request.CHECK, payload, patience=_WORK_S)
+            "<IIII", self.request(Request.CHECK, payload, patience=WORK_S)
         )
         return wrong, checked, file, chunk
 

@@ -30,6 +30,7 @@ class Kind(IntEnum):
     REBOOT = 0x03
     BAUD = 0x04
     STOP = 0x05
+    PART = 0x06
     SESSION = 0x10
     SAMPLING = 0x11
     GENERATE = 0x12
@@ -40,6 +41,7 @@ class Kind(IntEnum):
     DECODE = 0x17
     STATS = 0x18
     REWIND = 0x19
+    TEXT = 0x1A
     STAT = 0x20
     SUMS = 0x21
     OPEN = 0x22
@@ -283,8 +285,19 @@ class Board:
         return self.ask(Kind.FEED, struct.pack(f"<B{len(tokens)}I", flags, *tokens))
 
     def generate(self, prompt: str, n: int) -> str:
-        answer = self.good(Kind.GENERATE, struct.pack("<I", n) + prompt.encode())
-        return b"".join(answer.events).decode()
+        answer = self.good(Kind.GENERATE, struct.pack("<II", n, 0) + prompt.encode())
+        return answered(answer).decode()
+
+
+def answered(answer: Answer) -> bytes:
+    """The text of a GENERATE's events, each of which must begin where the one before ended."""
+    text = b""
+    for event in answer.events:
+        assert struct.unpack_from("<I", event)[0] == len(text)
+        text += event[4:]
+    if answer.status == 0:
+        assert struct.unpack("<II", answer.body[-8:]) == (len(text), zlib.crc32(text))
+    return text
 
 
 def sampling(

@@ -16,6 +16,7 @@ from host.link.frames import Decoder, Frame, encode
 
 CHUNK = 4096
 WINDOW = 8
+KEPT = 4096  # bytes of an answer's text
 ABSENT = 0xFFFFFFFF
 _ANSWER, _EVENT = 0x80, 0x40
 
@@ -83,6 +84,8 @@ class FakeBoard:
         self.runs: list[tuple[int, bytes]] = []  # every request that was run, not repeated
         self.pieces = ["Once", " upon", " a", " time"]
         self.n_past = 0
+        self.session = 0
+        self.said, self.said_by = b"", 0
         self.baud = 115200
         self.max_baud = 5_000_000
         self.log: list[str] = []
@@ -103,7 +106,7 @@ class FakeBoard:
         """Power goes and comes back."""
         self.upload = None
         self._last = None
-        self.n_past = 0
+        self.n_past = self.session = self.said_by = 0
         self.baud = 115200
         self._decoder = Decoder()
 
@@ -113,6 +116,9 @@ class FakeBoard:
     def _take(self, frame: Frame) -> None:
         if frame.type == 0x23:
             self._data(frame.payload)
+            return
+        if frame.type in (0x05, 0x06, 0x1A):
+            self._at_once(frame)
             return
         last = self._last
         is_repeated = last and (last.type, last.seq) == (frame.type | _ANSWER, frame.seq)
@@ -130,6 +136,14 @@ class FakeBoard:
         if frame.type == 0x04:
             self.baud = struct.unpack("<I", frame.payload)[0]
 
+    def _at_once(self, frame: Frame) -> None:
+        self.runs.append((frame.type, frame.payload))
+        try:
+            answer = struct.pack("<i", 0) + self._run(frame)
+        except Refusal as refusal:
+            answer = struct.pack("<i", refusal.status)
+        self._send(frame.type | _ANSWER, frame.seq, answer)
+
     def _run(self, frame: Frame) -> bytes:
         name, data = f"_on_{frame.type:02x}", frame.payload
         handler: Callable[[Frame, bytes], bytes] | None = getattr(self, name, None)
@@ -140,7 +154,7 @@ class FakeBoard:
     # --- the board and the model ------------------------------------------------------------------
 
     def _on_01(self, _: Frame, __: bytes) -> bytes:
-        return struct.pack("<HHI", 1, 4128, WINDOW * CHUNK) + b"fake 1.0"
+        return struct.pack("<HHI", 2, 4128, WINDOW * CHUNK) + b"fake 1.0"
 
     def _on_02(self, _: Frame, __: bytes) -> bytes:
         state = "ready" if self.current else "no-model"
@@ -153,8 +167,19 @@ class FakeBoard:
     def _on_05(self, _: Frame, __: bytes) -> bytes:
         return b""
 
-    def _on_10(self, _: Frame, __: bytes) -> bytes:
-        self.n_past = 0
+    def _on_06(self, _: Frame, data: bytes) -> bytes:
+        offset, n = struct.unpack("<HB", data)
+        last = self._last
+        if last is None:
+            raise Refusal(-109)
+        whole = last.payload
+        head = struct.pack("<BBHI", last.type, last.seq, len(whole), zlib.crc32(whole))
+        return head + whole[offset : offset + n]
+
+    def _on_10(self, _: Frame, data: bytes) -> bytes:
+        what, _policy, number = struct.unpack("<BBI", data)
+        if what == 0:
+            self.n_past, self.session = 0, number
         return struct.pack("<I", 0)
 
     def _on_11(self, _: Frame, data: bytes) -> bytes:
@@ -162,11 +187,24 @@ class FakeBoard:
         return b""
 
     def _on_12(self, frame: Frame, data: bytes) -> bytes:
-        (n,) = struct.unpack_from("<I", data)
-        shown = self.pieces[: n or None]
+        n, session = struct.unpack_from("<II", data)
+        self.said, self.said_by = b"", frame.seq
+        if session not in (0, self.session):
+            raise Refusal(-109, "forgotten")
+        shown = [piece.encode() for piece in self.pieces[: n or None]]
         for piece in shown:
-            self._send(frame.type | _EVENT, frame.seq, piece.encode())
-        return struct.pack("<BIIQQQQ", 2, 3, len(shown), 1000, 2000, 500, 4096)
+            offset = struct.pack("<I", len(self.said))
+            self.said += piece
+            self._send(frame.type | _EVENT, frame.seq, offset + piece)
+        figures = struct.pack("<BIIQQQQ", 2, 3, len(shown), 1000, 2000, 500, 4096)
+        return figures + struct.pack("<II", len(self.said), zlib.crc32(self.said))
+
+    def _on_1a(self, _: Frame, data: bytes) -> bytes:
+        seq, offset, n = struct.unpack("<BIB", data)
+        if seq == 0 or seq != self.said_by:
+            raise Refusal(-109)
+        offset = min(max(offset, len(self.said) - KEPT), len(self.said))
+        return struct.pack("<II", len(self.said), offset) + self.said[offset : offset + n]
 
     def _on_13(self, _: Frame, data: bytes) -> bytes:
         tokens = struct.unpack_from(f"<{(len(data) - 1) // 4}I", data, 1)

@@ -94,7 +94,7 @@ def test_reads_that_fail_for_ever_end_in_a_sentence(boot: Boot, turn: int) -> No
         said = board.enter(LINE)
     assert re.search(r"The card failed while reading [a-z0-9_]+\.bin at byte \d+", said)
     assert "tinyllm" in board.enter("/info")
-    answer = board.ask(Kind.GENERATE, b"\x05\0\0\0Hello")
+    answer = board.ask(Kind.GENERATE, b"\x05" + bytes(7) + b"Hello")
     assert answer.status == Status.CARD_READ
     assert ".bin at byte" in answer.text
 
@@ -115,7 +115,7 @@ def test_a_card_gone_for_good_leaves_the_board_usable(boot: Boot) -> None:
     board = boot(*STREAMING, "--card-gone-after", 60)
     board.until("\n> ")
     board.good(Kind.SAMPLING, struct.pack("<4IQ", 0, 0, 65536, 65536, 1))
-    answer = board.ask(Kind.GENERATE, b"\0\0\0\0" + LINE.encode())
+    answer = board.ask(Kind.GENERATE, bytes(8) + LINE.encode())
     assert answer.status == Status.NO_CARD
     assert answer.events
     assert state(board)[0] == "no-card"

@@ -59,11 +59,11 @@ def board(boot: Boot) -> Board:
 
 
 def test_hello(board: Board) -> None:
-    answer = board.good(Kind.HELLO, struct.pack("<H", 1))
+    answer = board.good(Kind.HELLO, struct.pack("<H", 2))
     version, payload, window = struct.unpack("<HHI", answer.body[:8])
-    assert (version, payload, window) == (1, 4128, 32768)
+    assert (version, payload, window) == (2, 4128, 32768)
     assert answer.body[8:] == b"tinyllm 0.1.0"
-    assert board.ask(Kind.HELLO, struct.pack("<H", 2)).status == Status.VERSION
+    assert board.ask(Kind.HELLO, struct.pack("<H", 1)).status == Status.VERSION
 
 
 def test_info(board: Board, package: Path) -> None:
@@ -106,8 +106,8 @@ def test_nothing_is_printed_once_frames_are_spoken(board: Board) -> None:
         (Kind.CAPTURE, struct.pack("<BHI", 1, 5, 1), Status.PAYLOAD),
         (Kind.SAMPLE, b"", Status.STATE),
         (Kind.REWIND, struct.pack("<I", 1), Status.STATE),
-        (Kind.SESSION, b"\x02\x00", Status.PAYLOAD),
-        (Kind.SESSION, b"\x00\x02", Status.PAYLOAD),
+        (Kind.SESSION, b"\x02" + bytes(5), Status.PAYLOAD),
+        (Kind.SESSION, b"\x00\x02" + bytes(4), Status.PAYLOAD),
         (Kind.SAMPLING, sampling(temperature=1), Status.PAYLOAD),
         (Kind.SAMPLING, sampling(temperature=6553601), Status.PAYLOAD),
         (Kind.SAMPLING, sampling(penalty=65535), Status.PAYLOAD),
@@ -116,8 +116,8 @@ def test_nothing_is_printed_once_frames_are_spoken(board: Board) -> None:
         (Kind.DECODE, b"\x01\x00\x00", Status.PAYLOAD),
         (Kind.DECODE, struct.pack("<I", 512), Status.PAYLOAD),
         (Kind.GENERATE, b"\x01", Status.PAYLOAD),
-        (Kind.GENERATE, b"\x01\x00\x00\x00\xc3", Status.UTF8),
-        (Kind.GENERATE, b"\x01\x00\x00\x00" + b"word " * 800, Status.TOO_LONG),
+        (Kind.GENERATE, b"\x01" + bytes(7) + b"\xc3", Status.UTF8),
+        (Kind.GENERATE, b"\x01" + bytes(7) + b"word " * 800, Status.TOO_LONG),
         (Kind.BAUD, struct.pack("<I", 300), -1),
     ],
 )
@@ -134,8 +134,8 @@ def test_a_wrong_request_is_refused_and_changes_nothing(
 
 def test_one_request_at_a_time(boot: Boot) -> None:
     board = boot("--card-latency-us", 2000, "--bulk", 600000)
-    seq = board.send(Kind.GENERATE, struct.pack("<I", 0) + b"Once upon a time")
-    board.send(Kind.GENERATE, struct.pack("<I", 0) + b"Once upon a time", seq)
+    seq = board.send(Kind.GENERATE, bytes(8) + b"Once upon a time")
+    board.send(Kind.GENERATE, bytes(8) + b"Once upon a time", seq)
     busy = board.ask(Kind.INFO, seq=200)
     assert busy.status == Status.BUSY
     assert board.ask(Kind.STOP, seq=201).status == 0
@@ -179,18 +179,18 @@ def test_every_way_to_feed_gives_the_same_sums(board: Board) -> None:
     stride = 1 + LAYERS * STAGES + 2
     assert len(each) == len(TOKENS) * stride
     assert 0 not in each
-    board.good(Kind.SESSION, b"\0\0")
+    board.good(Kind.SESSION, bytes(6))
     whole = _crcs(board.feed(TOKENS, 5))
     assert len(whole) == (len(TOKENS) - 1) * (stride - 2) + stride
     for i in range(len(TOKENS) - 1):
         assert whole[i * (stride - 2) : (i + 1) * (stride - 2)] == each[i * stride :][: stride - 2]
     assert whole[-stride:] == each[-stride:]
-    board.good(Kind.SESSION, b"\0\0")
+    board.good(Kind.SESSION, bytes(6))
     stages = _crcs(board.feed(TOKENS, 4))
     assert stages == whole[:-2]
-    board.good(Kind.SESSION, b"\0\0")
+    board.good(Kind.SESSION, bytes(6))
     assert _crcs(board.feed(TOKENS, 2)) == each[stride - 1 :: stride]
-    board.good(Kind.SESSION, b"\0\0")
+    board.good(Kind.SESSION, bytes(6))
     assert _crcs(board.feed(TOKENS[:3], 0)) == []
     assert board.feed(TOKENS[3:], 1).words == (len(TOKENS), each[-1])
 
@@ -213,7 +213,7 @@ def test_memory_cores_and_speed_change_no_result(
 
 def test_another_token_gives_other_sums(board: Board) -> None:
     first = _crcs(board.feed([1, 403], 6))
-    board.good(Kind.SESSION, b"\0\0")
+    board.good(Kind.SESSION, bytes(6))
     second = _crcs(board.feed([1, 404], 6))
     half = len(first) // 2
     assert first[:half] == second[:half]
@@ -239,7 +239,7 @@ def test_a_captured_stage_has_the_sum_that_feed_gives(board: Board, stage: int, 
 def test_sampling_appends_and_feeding_nothing_goes_on(board: Board) -> None:
     board.greedy()
     whole = board.generate("Once upon a time", 12)
-    board.good(Kind.SESSION, b"\0\0")
+    board.good(Kind.SESSION, bytes(6))
     prompt = board.good(Kind.ENCODE, b"Once upon a time").words
     board.feed([1, *prompt], 1)
     tokens = []
@@ -254,7 +254,7 @@ def test_sampling_appends_and_feeding_nothing_goes_on(board: Board) -> None:
 def test_an_answer_goes_on_where_it_was(board: Board) -> None:
     board.greedy()
     whole = board.generate("Once upon a time", 20)
-    board.good(Kind.SESSION, b"\0\0")
+    board.good(Kind.SESSION, bytes(6))
     parts = board.generate("Once upon a time", 9) + board.generate("", 11)
     assert parts == whole
 
@@ -262,7 +262,7 @@ def test_an_answer_goes_on_where_it_was(board: Board) -> None:
 def test_seeds_make_the_text(board: Board) -> None:
     texts = []
     for seed in (1, 1, 2):
-        board.good(Kind.SESSION, b"\0\0")
+        board.good(Kind.SESSION, bytes(6))
         board.good(Kind.SAMPLING, sampling(temperature=65536, seed=seed))
         texts.append(board.generate("One day", 30))
     assert texts[0] == texts[1] != texts[2]
@@ -270,11 +270,11 @@ def test_seeds_make_the_text(board: Board) -> None:
 
 def test_generate_counts(board: Board) -> None:
     board.greedy()
-    answer = board.good(Kind.GENERATE, struct.pack("<I", 10) + b"Once upon a time")
+    answer = board.good(Kind.GENERATE, struct.pack("<II", 10, 0) + b"Once upon a time")
     end, prompt, tokens = struct.unpack("<BII", answer.body[:9])
     assert (end, tokens) == (2, 10)
     assert prompt == len(board.good(Kind.ENCODE, b"Once upon a time").words)
-    assert len(answer.body) == 9 + 4 * 8
+    assert len(answer.body) == 9 + 4 * 8 + 8
 
 
 def test_text_to_tokens_and_back(board: Board) -> None:
@@ -406,7 +406,7 @@ def test_reboot(board: Board) -> None:
 
 
 def test_a_reset_at_any_byte_boots_anew(boot: Boot) -> None:
-    asked = encode_frame(Kind.GENERATE, 1, struct.pack("<I", 5) + b"Once upon a time")
+    asked = encode_frame(Kind.GENERATE, 1, struct.pack("<II", 5, 0) + b"Once upon a time")
     for at in (1, 2, 7, len(asked) - 1, len(asked)):
         board = boot("--reset-after", at)
         board.write(asked)

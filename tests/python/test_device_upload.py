@@ -353,7 +353,7 @@ def test_a_read_test_changes_no_answer(boot: Boot, package: Path) -> None:
     board = boot(package)
     board.greedy()
     whole = board.generate("Once upon a time", 20)
-    board.good(Kind.SESSION, b"\0\0")
+    board.good(Kind.SESSION, bytes(6))
     first = board.generate("Once upon a time", 8)
     board.good(Kind.READ_TEST, struct.pack("<II", 4096, 40000))
     assert first + board.generate("", 12) == whole

@@ -156,11 +156,11 @@ def test_split_characters_are_held_until_they_are_whole() -> None:
 
     def split(frame: Frame) -> None:
         if frame.type == Request.GENERATE:
-            for byte in data:
-                board._send(frame.type | 0x40, frame.seq, bytes((byte,)))
+            for offset, byte in enumerate(data):
+                board._send(frame.type | 0x40, frame.seq, struct.pack("<IB", offset, byte))
 
     board.before_answer = split
-    board.pieces = []
+    board.pieces = [data.decode()]
     pieces: list[str] = []
     device.generate("", 4, pieces.append)
     assert pieces == ["n", "é", "漢", "🙂"]

@@ -283,6 +283,7 @@ static void run_command(struct dev *dev, char *name) {
     } else if (strcmp(name, "/reset") == 0) {
         if (dev->model != NULL) {
             tllm_session_reset(&dev->session);
+            dev->session_number = 0;
             dev->logits = false;
         }
         dev_say(dev, "A new session.\n");

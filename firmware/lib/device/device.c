@@ -58,13 +58,6 @@ void dev_put_u64(struct dev *dev, uint64_t value) {
     }
 }
 
-static void answer_plainly(struct dev *dev, uint8_t type, uint8_t seq, int status) {
-    uint8_t bytes[4];
-    const char *text = status == 0 ? "" : dev_words(status);
-    dev_set_u32(bytes, (uint32_t)status);
-    dev_send(dev, type | DEV_ANSWER, seq, bytes, 4, text, (uint32_t)strlen(text));
-}
-
 static void send_answer(struct dev *dev) {
     dev_send(dev, dev->answered_type | DEV_ANSWER, dev->answered_seq, dev->answer, dev->answer_len,
              NULL, 0);
@@ -76,7 +69,8 @@ static int on_hello(struct dev *dev, const uint8_t *payload, uint32_t len) {
     (void)len;
     if (dev_get_u16(payload) != DEV_PROTOCOL) {
         return dev_fail(dev, TLLM_E_VERSION,
-                        "This firmware speaks version 1 of the link's protocol: flash it anew.");
+                        "This firmware speaks version 2 of the link's protocol, and the host tool "
+                        "another: use both of one release.");
     }
     uint8_t *at = dev_put(dev, 4);
     at[0] = DEV_PROTOCOL;
@@ -89,13 +83,6 @@ static int on_hello(struct dev *dev, const uint8_t *payload, uint32_t len) {
     if (at != NULL) {
         memcpy(at, dev->config.version, n);
     }
-    return 0;
-}
-
-static int on_stop(struct dev *dev, const uint8_t *payload, uint32_t len) {
-    (void)dev;
-    (void)payload;
-    (void)len;
     return 0;
 }
 
@@ -131,10 +118,9 @@ static const struct request {
     {DEV_INFO, false, 0, 0, dev_on_info},
     {DEV_REBOOT, false, 0, 0, on_reboot},
     {DEV_BAUD, false, 4, 4, on_baud},
-    {DEV_STOP, false, 0, 0, on_stop},
-    {DEV_SESSION, true, 2, 2, dev_on_session},
+    {DEV_SESSION, true, 6, 6, dev_on_session},
     {DEV_SAMPLING, false, 24, 24, dev_on_sampling},
-    {DEV_GENERATE, true, 4, DEV_PAYLOAD, dev_on_generate},
+    {DEV_GENERATE, true, 8, DEV_PAYLOAD, dev_on_generate},
     {DEV_FEED, true, 1, DEV_PAYLOAD, dev_on_feed},
     {DEV_CAPTURE, true, 7, 7, dev_on_capture},
     {DEV_SAMPLE, true, 0, 0, dev_on_sample},
@@ -213,11 +199,8 @@ static void end(struct dev *dev, int status) {
 
 /* A frame that came while something runs. */
 static void take_frame_busy(struct dev *dev, uint8_t type, uint8_t seq) {
-    if (type == DEV_STOP) {
-        dev->cancel = true;
-        answer_plainly(dev, type, seq, 0);
-    } else if (type != DEV_DATA && (type != dev->type || seq != dev->seq)) {
-        answer_plainly(dev, type, seq, DEV_E_BUSY);
+    if (type != DEV_DATA && (type != dev->type || seq != dev->seq)) {
+        dev_answer_plainly(dev, type, seq, DEV_E_BUSY);
     }
 }
 
@@ -226,6 +209,9 @@ static void take_frame(struct dev *dev) {
     const uint32_t len = dev->frame.len - 2;
     dev->counts.frames++;
     dev->baud_until = 0;
+    if (dev_answer_at_once(dev, type, seq, dev->frame.data + 2, len)) {
+        return;
+    }
     if (dev->running) {
         take_frame_busy(dev, type, seq);
     } else if (type == DEV_DATA) {
@@ -388,6 +374,7 @@ static int take_buffers(struct dev *dev) {
     dev->request = dev_take(&dev->bulk, DEV_PAYLOAD);
     dev->answer = dev_take(&dev->bulk, DEV_PAYLOAD);
     dev->line.text = dev_take(&dev->bulk, DEV_LINE + 1);
+    dev->said.kept = dev_take(&dev->bulk, DEV_KEPT);
     dev->upload.window = dev_take(&dev->bulk, DEV_WINDOW * TLLM_CHUNK);
     dev->fast_kept = dev->fast.used;
     dev->bulk_kept = dev->bulk.used;

@@ -29,11 +29,12 @@ enum dev_error {
     DEV_E_OTHER_MODEL = -112,
 };
 
-#define DEV_PROTOCOL 1u
+#define DEV_PROTOCOL 2u
 #define DEV_PAYLOAD  4128u /* bytes of a frame's payload */
 #define DEV_FRAME    4160u /* bytes of an encoded frame between its zeros */
 #define DEV_LINE     2048u /* bytes of a console line */
 #define DEV_WINDOW   8u    /* chunks that an upload may be ahead of what is written */
+#define DEV_KEPT     4096u /* last bytes of an answer's text that are kept for the host */
 #define DEV_HANDLES  8u    /* files of the model that are open at once */
 #define DEV_PIECE    1024u /* bytes of one token's text at most, and 16 */
 #define DEV_PATH     64u   /* bytes of a path, with its NUL */
@@ -180,6 +181,13 @@ struct dev_upload {
     uint32_t chunk_crc[DEV_WINDOW];
 };
 
+/* The text of the last GENERATE: byte i of it at i % DEV_KEPT, the last DEV_KEPT of them. */
+struct dev_said {
+    uint8_t *kept;
+    uint32_t bytes, crc;
+    uint8_t seq; /* of the GENERATE; 0: none */
+};
+
 /* What of a file lies in the bulk region: its first `bytes`. */
 struct dev_resident {
     const uint8_t *data;
@@ -221,6 +229,7 @@ struct dev {
     uint8_t *answer;  /* status and payload */
     uint32_t answer_len;
     uint8_t answered_type, answered_seq;
+    struct dev_said said;
     uint64_t polled_us, sent_us;
 
     char sentence[DEV_SENTENCE]; /* what went wrong last */
@@ -240,6 +249,7 @@ struct dev {
     struct tllm_engine engine;
     struct tllm_tokenizer tokenizer;
     struct tllm_session session;
+    uint32_t session_number;       /* the host's, 0 for none: a load forgets it */
     struct dev_resident *resident; /* one a file */
     void *engine_fast, *engine_bulk;
     struct tllm_config engine_config;

@@ -43,6 +43,7 @@ enum dev_request {
     DEV_REBOOT = 0x03,
     DEV_BAUD = 0x04,
     DEV_STOP = 0x05,
+    DEV_PART = 0x06,
     DEV_SESSION = 0x10,
     DEV_SAMPLING = 0x11,
     DEV_GENERATE = 0x12,
@@ -53,6 +54,7 @@ enum dev_request {
     DEV_DECODE = 0x17,
     DEV_STATS = 0x18,
     DEV_REWIND = 0x19,
+    DEV_TEXT_AGAIN = 0x1a,
     DEV_STAT = 0x20,
     DEV_SUMS = 0x21,
     DEV_OPEN = 0x22,
@@ -87,6 +89,17 @@ dev_handler dev_on_stat, dev_on_sums, dev_on_open, dev_on_poll, dev_on_close, de
 int dev_name_path(struct dev *dev, const uint8_t *name, uint32_t len, const char *suffix,
                   char *path);
 void dev_on_data(struct dev *dev, const uint8_t *payload, uint32_t len);
+
+/* ---- what a bad line lost (again.c) ---- */
+
+/* An answer that is a status and its words, for a request that is not begun. */
+void dev_answer_plainly(struct dev *dev, uint8_t type, uint8_t seq, int status);
+/* Answers STOP, TEXT and PART, which never become the last request answered; false for others. */
+bool dev_answer_at_once(struct dev *dev, uint8_t type, uint8_t seq, const uint8_t *payload,
+                        uint32_t len);
+/* Begins the text of a GENERATE, and adds to it. */
+void dev_said_start(struct dev *dev);
+void dev_said_add(struct dev *dev, const char *text, uint32_t len);
 
 /* ---- what went wrong (sentences.c) ---- */
 

@@ -361,6 +361,7 @@ static int load_package(struct dev *dev, const char *dir, const uint8_t *expecte
         return status;
     }
     tllm_session_init(&dev->session, &dev->engine, dev->tokens, dev->turns);
+    dev->session_number = 0;
     dev->session.rng.state = dev->rng_state;
     dev->memory.fast_free = dev->fast.size - dev->fast.used;
     dev->memory.bulk_free = dev->bulk.size - dev->bulk.used;

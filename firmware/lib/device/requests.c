@@ -2,8 +2,11 @@
 #include "internal.h"
 
 static void emit_event(struct dev *dev, const char *text, uint32_t len) {
+    uint8_t offset[4];
     if (len > 0) {
-        dev_send(dev, dev->type | DEV_EVENT, dev->seq, text, len, NULL, 0);
+        dev_set_u32(offset, dev->said.bytes);
+        dev_said_add(dev, text, len);
+        dev_send(dev, dev->type | DEV_EVENT, dev->seq, offset, 4, text, len);
     }
 }
 
@@ -14,6 +17,7 @@ int dev_on_session(struct dev *dev, const uint8_t *payload, uint32_t len) {
     }
     if (payload[0] == 0) {
         tllm_session_reset(&dev->session);
+        dev->session_number = dev_get_u32(payload + 2);
         dev->logits = false;
     }
     dev->policy = payload[1] == 0 ? TLLM_CONTEXT_STOP : TLLM_CONTEXT_DROP;
@@ -44,8 +48,15 @@ int dev_on_sampling(struct dev *dev, const uint8_t *payload, uint32_t len) {
 
 int dev_on_generate(struct dev *dev, const uint8_t *payload, uint32_t len) {
     struct dev_talk talk;
+    const uint32_t number = dev_get_u32(payload + 4);
+    dev_said_start(dev);
+    if (number != 0 && number != dev->session_number) {
+        return dev_fail(dev, DEV_E_STATE,
+                        "The board has restarted or loaded a model, and has forgotten this "
+                        "conversation: begin anew.");
+    }
     const int status =
-        dev_talk(dev, (const char *)payload + 4, len - 4, dev_get_u32(payload), emit_event, &talk);
+        dev_talk(dev, (const char *)payload + 8, len - 8, dev_get_u32(payload), emit_event, &talk);
     if (status == 0) {
         *dev_put(dev, 1) = (uint8_t)talk.end;
         dev_put_u32(dev, talk.prompt_tokens);
@@ -54,6 +65,8 @@ int dev_on_generate(struct dev *dev, const uint8_t *payload, uint32_t len) {
         dev_put_u64(dev, talk.answer_us);
         dev_put_u64(dev, talk.read_us);
         dev_put_u64(dev, talk.read_bytes);
+        dev_put_u32(dev, dev->said.bytes);
+        dev_put_u32(dev, dev->said.crc);
     }
     return status;
 }
