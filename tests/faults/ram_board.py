@@ -12,9 +12,9 @@ import cffi
 
 from host.link.client import Device, Request
 
-HERE = Path(__file__).resolve().parent
-SOURCE = HERE / "ram_board.c"
-DEVICE_H = HERE.parents[1] / "firmware" / "lib" / "device" / "device.h"
+TESTS = Path(__file__).resolve().parents[1]
+SOURCE = TESTS / "ram_board" / "ram_board.c"
+DEVICE_H = TESTS.parent / "firmware" / "lib" / "device" / "device.h"
 FAST, BULK = 163_840, 3_900_000
 _SLICE = 65536
 
@@ -31,7 +31,7 @@ def open_library(path: Path) -> tuple[cffi.FFI, Any]:
     port = re.search(r"struct dev_port \{.*?\n\};", device, re.DOTALL)
     assert port is not None
     ffi.cdef("struct dev_board;" + port.group())
-    header = _uncommented((HERE / "ram_board.h").read_text(encoding="utf-8"))
+    header = _uncommented(SOURCE.with_suffix(".h").read_text(encoding="utf-8"))
     ffi.cdef(re.sub(r"^#.*$", "", header, flags=re.MULTILINE))
     return ffi, ffi.dlopen(str(path))
 
