@@ -5,6 +5,7 @@
 #include "device.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #define SIM_EXIT_POWER_CUT 42
 
@@ -116,15 +117,12 @@ void sim_card_port(struct dev_port *port); /* its file members; ctx is a struct 
 struct sim_cores {
     pthread_t thread;
     pthread_mutex_t lock;
-    pthread_cond_t changed;
+    pthread_cond_t changed; /* left, undone or quit did while a core slept */
     void (*fn)(void *arg, uint32_t part, uint32_t parts);
     void *arg;
     uint32_t parts;
-    enum {
-        SIM_REST,
-        SIM_WORK,
-        SIM_QUIT,
-    } state;
+    atomic_uint left, undone; /* of the parts: not begun, not ended */
+    atomic_bool first_sleeps, second_sleeps, quit;
 };
 
 int sim_cores_start(struct sim_cores *cores);
