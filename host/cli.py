@@ -354,12 +354,22 @@ def flash(
         typer.Option(show_default=False, help="The kit's checkout, with platformio.ini."),
     ] = None,
     positions: Annotated[int, typer.Option(min=1, help="Positions to verify.")] = 8,
+    flash_baud: Annotated[
+        int, typer.Option(min=9600, help="Bits a second while the flash is written.")
+    ] = 460800,
+    force: Annotated[
+        bool, typer.Option("--force", help="Build and write even where nothing changed.")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Builds and writes the firmware, uploads the package and verifies the board."""
+    from dataclasses import asdict
+
+    from host.board import ui
     from host.board.flash import flash
     from host.models import resolve_package
 
-    flash(
+    done = flash(
         resolve_package(package),
         port,
         baud,
@@ -368,7 +378,12 @@ def flash(
         project=project,
         environment=environment,
         positions=positions,
+        flash_baud=flash_baud,
+        force=force,
+        say=ui.note if as_json else ui.say,
     )
+    if as_json and done is not None:
+        ui.show_json(asdict(done))
 
 
 @app.command()

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import importlib
-import importlib.util
 import json
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from host.board import ui
+from host import __version__
+from host.board import boot, ui
+from host.board.build import HEADER_FOLDER, Image, build, digest_of_sources, find_project
 from host.board.contents import Contents
-from host.board.upload import upload
-from host.board.verify import verify
-from host.errors import HostError, InputError, LinkError, ToolError, UsageError
-from host.link.client import Device
-from host.link.transports import SIMULATED, open_port, ports
+from host.board.upload import Uploaded, upload
+from host.board.verify import Verified, verify
+from host.board.write import DEFAULT_BAUD, require_esptool, write
+from host.errors import HostError, LinkError, UsageError
+from host.link.client import Device, Refused, Status
+from host.link.transports import SIMULATED, Transport, open_port, ports
 
-_SOURCES = ("firmware/src", "firmware/lib")
-_BUILD_FILES = ("platformio.ini", "CMakeLists.txt", "sdkconfig.defaults", "firmware/partitions.csv")
-_HEADERS = "firmware/src"
 _STAMP = ".pio/host-flash.json"
-_FLASH_BAUD = 460800
-_APPLICATION = "firmware.bin"
+_SIMULATED_BOARD = "a simulated board"
+_SOON_S = 0.7
+_BOOT_S = 4.0  # for a board that restarts by itself
+_HANDS_S = 180.0  # for a jumper and a button
+_REOPEN_S = 5.0
+_PRESS_RST = "Take the jumper off IO0 and press RST: waiting for the board's program ..."
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,23 @@ class _Plan:
     package: Path
     contents: Contents
     port: str
-    project: Path | None  # None: the program is not ours to write
+    baud: int
+    project: Path | None  # None: the board has its program built in
     environment: str
+    flash_baud: int
+    force: bool
+    say: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Flashed:
+    """What was done. `written` counts images; an empty `skipped` means that nothing was."""
+
+    port: str
+    skipped: tuple[str, ...]
+    written: int
+    uploaded: Uploaded
+    verified: Verified
 
 
 def flash(
@@ -48,7 +64,10 @@ def flash(
     project: Path | None = None,
     environment: str = "esp32cam",
     positions: int = 8,
-) -> None:
+    flash_baud: int = DEFAULT_BAUD,
+    force: bool = False,
+    say: Callable[[str], None] = ui.say,
+) -> Flashed | None:
     """Brings program and package onto a board, and verifies it.
 
     Args:
@@ -60,6 +79,12 @@ def flash(
         project: The checkout with platformio.ini; found where omitted.
         environment: Of platformio.ini.
         positions: To verify.
+        flash_baud: Bits a second while the flash is written.
+        force: Build and write even where nothing changed.
+        say: Called with each line about a step.
+
+    Returns:
+        What was done; None after a dry run.
 
     Raises:
         ToolError: PlatformIO, its toolchain or esptool is missing or fails.
@@ -68,26 +93,34 @@ def flash(
     """
     chosen = port or only_port()
     contents = Contents.of(package)
-    writable = not _has_its_program(chosen)
-    root = find_project(project) if writable else None
-    plan = _Plan(package, contents, chosen, root, environment)
+    root = None if _has_its_program(chosen, baud) else find_project(project)
+    plan = _Plan(package, contents, chosen, baud, root, environment, flash_baud, force, say)
     for line in announcement(plan):
-        ui.say(line)
+        say(line)
     if dry_run:
-        ui.say("Nothing was done: --dry-run.")
-        return
+        for line in _would(plan, positions):
+            say(line)
+        say("Nothing was done: --dry-run.")
+        return None
     if root is None:
-        ui.say("1-3/5 headers, build, write: skipped, this board has its program built in")
+        skipped, written = ["headers", "build", "write"], 0
+        say("1-3/5 headers, build, write: skipped, this board has its program built in")
     else:
-        _write_program(plan, root)
-    with Device(open_port(chosen, baud, sim_dir=sim_dir)) as device:
-        with ui.progress("upload", contents.size) as advance:
-            done = upload(device, contents, progress=advance)
-        ui.say(f"4/5 upload: {done.sentence()}")
+        skipped, written = _write_program(plan, root)
+    with Device(_line_to(plan, sim_dir, is_fresh=written > 0)) as device:
+        try:
+            with ui.progress("upload", contents.size) as advance:
+                done = upload(device, contents, progress=advance)
+        except Refused as exc:
+            raise _another_program(exc, "write" in skipped and root is not None) from exc
+        say(f"4/5 upload: {done.sentence()}")
+        if not done.files:
+            skipped.append("upload")
         from host.package import Package
 
         checked = verify(device, Package.open(package, verify=False), positions=positions)
-    ui.say(f"5/5 verify: {checked.sentence()}")
+    say(f"5/5 verify: {checked.sentence()}")
+    return Flashed(chosen, tuple(skipped), written, done, checked)
 
 
 def announcement(plan: _Plan) -> list[str]:
@@ -121,164 +154,233 @@ def only_port() -> str:
     return found[0]
 
 
-def _has_its_program(port: str) -> bool:
-    """Whether a simulated board is at the other end, which esptool cannot write to."""
-    return port == SIMULATED or "://" in port or port.startswith(("/dev/pts/", "/dev/ttys"))
-
-
-def find_project(project: Path | None) -> Path:
-    """The checkout that holds the firmware.
+def _has_its_program(port: str, baud: int) -> bool:
+    """Whether a simulated board is at the other end, which esptool cannot write to.
 
     Raises:
-        InputError: The folder named is none.
-        ToolError: None is found.
+        LinkError: The port cannot be opened.
     """
-    if project is not None:
-        if not _is_project(project):
-            raise InputError(f"{project} has no platformio.ini and firmware/", "Name a checkout")
-        return project.resolve()
-    here = Path.cwd()
-    for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
-        if _is_project(folder):
-            return folder
-    raise ToolError(
-        "The firmware's sources are not here",
-        "Run this in a checkout of the kit, or name one with --project",
+    if port == SIMULATED:
+        return True
+    line = open_port(port, baud)
+    try:
+        may_be = "://" in port or port.startswith(("/dev/pts/", "/dev/ttys"))
+        if not may_be or not _answers(line):
+            return False
+        return Device(line).info().get("board") == _SIMULATED_BOARD
+    finally:
+        line.close()
+
+
+def _answers(line: Transport) -> bool:
+    """Whether the kit's program runs, which may still be booting."""
+    if boot.listen(line, _SOON_S).answered:
+        return True
+    return not boot.is_boot_loader(line) and boot.listen(line, _BOOT_S).answered
+
+
+# --- the board's program --------------------------------------------------------------------------
+
+
+@dataclass
+class _Past:
+    """What was built and written before, as `_STAMP` keeps it."""
+
+    sources: str = ""
+    images: tuple[Image, ...] = ()
+    digest: str = ""  # of the images
+    written: dict[str, str] | None = None  # port: digest of the images it got last
+
+    @staticmethod
+    def read(project: Path) -> _Past:
+        """Reads it; an empty one where there is none or it is no such thing."""
+        try:
+            value: Any = json.loads((project / _STAMP).read_text(encoding="utf-8"))
+            images = tuple(Image(int(at), Path(path)) for at, path in value["images"])
+            written = {str(port): str(digest) for port, digest in value["written"].items()}
+            return _Past(str(value["sources"]), images, str(value["digest"]), written)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return _Past()
+
+    def save(self, project: Path) -> None:
+        """Writes it.
+
+        Raises:
+            HostError: It cannot be written.
+        """
+        from host.atomic import write_file, writing
+
+        value = {
+            "sources": self.sources,
+            "images": [[image.offset, str(image.path)] for image in self.images],
+            "digest": self.digest,
+            "written": self.written or {},
+        }
+        path = project / _STAMP
+        with writing(path.parent):
+            path.parent.mkdir(exist_ok=True)
+        write_file(path, json.dumps(value).encode())
+
+    def is_built(self, sources: str) -> bool:
+        """Whether these sources were built, and the images are as the build left them."""
+        return bool(self.images) and self.sources == sources and self.digest == _digest(self.images)
+
+    def is_on(self, port: str) -> bool:
+        """Whether these images went to that port last."""
+        return (self.written or {}).get(port) == self.digest
+
+
+def _digest(images: Sequence[Image]) -> str:
+    digest = hashlib.sha256()
+    with contextlib.suppress(OSError):
+        for image in images:
+            digest.update(f"{image.offset}\0".encode())
+            digest.update(hashlib.sha256(image.path.read_bytes()).digest())
+        return digest.hexdigest()
+    return "an image is missing"
+
+
+def _header_of(plan: _Plan, project: Path) -> tuple[Path, bytes]:
+    from host.headers import HEADER, render_header
+    from host.package import Package
+
+    text = render_header(Package.open(plan.package, verify=False).model)
+    return project / HEADER_FOLDER / HEADER, text.encode("ascii")
+
+
+def _write_program(plan: _Plan, project: Path) -> tuple[list[str], int]:
+    """Steps 1 to 3; returns which were skipped, and how many images were written."""
+    from host.headers import generate_headers
+
+    require_esptool()
+    skipped = []
+    header, text = _header_of(plan, project)
+    is_old = header.is_file() and header.read_bytes() == text
+    generate_headers(plan.package, header.parent)
+    plan.say(f"1/5 headers: {'skipped, unchanged: ' if is_old else ''}{header}")
+    if is_old:
+        skipped.append("headers")
+
+    sources = digest_of_sources(project, plan.environment, header, text)
+    past = _Past.read(project)
+    if past.is_built(sources) and not plan.force:
+        skipped.append("build")
+        plan.say("2/5 build: skipped, nothing changed since the last")
+    else:
+        plan.say("2/5 build: PlatformIO (the first time it fetches its toolchain: minutes)")
+        images = tuple(build(project, plan.environment, ui.note))
+        past = _Past(sources, images, _digest(images), past.written)
+        past.save(project)
+        plan.say(f"2/5 build: {images[-1].path}")
+
+    if past.is_on(plan.port) and not plan.force and _runs_this_version(plan.port, plan.baud):
+        skipped.append("write")
+        plan.say("3/5 write: skipped, the board runs this program")
+        return skipped, 0
+    write(plan.port, past.images, plan.flash_baud)
+    past.written = {**(past.written or {}), plan.port: past.digest}
+    past.save(project)
+    where = ", ".join(f"{image.path.name} at {image.offset:#x}" for image in past.images)
+    plan.say(f"3/5 write: {where}: written and compared")
+    return skipped, len(past.images)
+
+
+def _would(plan: _Plan, positions: int) -> list[str]:
+    """What a dry run says of each step. It asks the board nothing."""
+    last = [
+        f"4/5 upload: what of {len(plan.contents.files)} files the card has not, at most "
+        f"{ui.size_text(plan.contents.size)}",
+        f"5/5 verify: {positions} positions",
+    ]
+    if plan.project is None:
+        return ["1-3/5 headers, build, write: skipped, this board has its program built in", *last]
+    header, text = _header_of(plan, plan.project)
+    is_old = header.is_file() and header.read_bytes() == text
+    past = _Past.read(plan.project)
+    is_built = not plan.force and past.is_built(
+        digest_of_sources(plan.project, plan.environment, header, text)
+    )
+    images = ", ".join(f"{image.path.name} at {image.offset:#x}" for image in past.images)
+    if is_built and past.is_on(plan.port):
+        images += "; skipped if the board answers, since it got them last"
+    return [
+        f"1/5 headers: {'skipped, unchanged: ' if is_old else ''}{header}",
+        "2/5 build: " + ("skipped, unchanged" if is_built else f"pio run -e {plan.environment}"),
+        f"3/5 write: {images if is_built else 'what the build makes'}",
+        *last,
+    ]
+
+
+def _runs_this_version(port: str, baud: int) -> bool:
+    try:
+        with Device(open_port(port, baud), patience=2.0) as device:
+            return str(device.info().get("version")).endswith(f" {__version__}")
+    except HostError:
+        return False
+
+
+def _another_program(refused: Refused, was_skipped: bool) -> HostError:
+    """What to do where the board that was to run this program already runs another's."""
+    if was_skipped and refused.status == Status.OTHER_MODEL:
+        return LinkError(
+            "The board on this port runs a program for another model", "Write it with --force"
+        )
+    return refused
+
+
+# --- from the boot loader to the program ----------------------------------------------------------
+
+
+def _line_to(plan: _Plan, sim_dir: Path | None, *, is_fresh: bool) -> Transport:
+    """The line to a running program; a board that was just written may need hands for that.
+
+    Raises:
+        LinkError: It does not come.
+    """
+    if not is_fresh:
+        return open_port(plan.port, plan.baud, sim_dir=sim_dir)
+    line = _reopen(plan.port, plan.baud)
+    try:
+        if _answers(line):
+            return line
+        ui.note(_PRESS_RST)
+        heard = _wait(line, plan.baud)
+    except BaseException:
+        line.close()
+        raise
+    if heard.answered:
+        return line
+    line.close()
+    raise boot.explain(heard.said, plan.baud) or LinkError(
+        "The board's flash is written, but its program does not answer",
+        "Take the jumper off IO0, press RST and run this again; look with `host doctor`",
     )
 
 
-def _is_project(folder: Path) -> bool:
-    return (folder / "platformio.ini").is_file() and (folder / "firmware" / "src").is_dir()
+def _wait(line: Transport, baud: int) -> boot.Heard:
+    """Waits for the program, and says each new thing that the board's own words mean."""
+    end, said, told = line.now() + _HANDS_S, b"", ""
+    while line.now() < end:
+        heard = boot.listen(line, 1.0)
+        if heard.answered:
+            return heard
+        said = (said if not heard.said else heard.said)[-(1 << 14) :]
+        trouble = boot.explain(heard.said, baud)
+        if trouble is not None and str(trouble) != told:
+            told = str(trouble)
+            ui.note(told)
+    return boot.Heard(False, said)
 
 
-def _write_program(plan: _Plan, project: Path) -> None:
-    from host.headers import generate_headers
+def _reopen(port: str, baud: int) -> Transport:
+    """Opens a port that may be gone for a moment, as boards with USB of their own are."""
+    import time
 
-    header = generate_headers(plan.package, project / _HEADERS)
-    ui.say(f"1/5 headers: {header}")
-    stamp = stamp_of(project, plan.environment)
-    past = _read_stamp(project)
-    if past.get("built") == stamp and _images_exist(past.get("images")):
-        images = [(int(at), Path(path)) for at, path in past["images"]]
-        ui.say("2/5 build: skipped, nothing changed since the last")
-    else:
-        images = build(project, plan.environment)
-        past = {"built": stamp, "images": [[at, str(path)] for at, path in images], "written": {}}
-        _save_stamp(project, past)
-        ui.say(f"2/5 build: {images[-1][1]}")
-    if past.get("written", {}).get(plan.port) == stamp and _answers(plan.port):
-        ui.say("3/5 write: skipped, the board runs this program")
-        return
-    write(plan.port, images)
-    past.setdefault("written", {})[plan.port] = stamp
-    _save_stamp(project, past)
-    ui.say(f"3/5 write: {len(images)} images written and compared")
-
-
-def stamp_of(project: Path, environment: str) -> str:
-    """A digest of everything the program is built from, the generated header included."""
-    digest = hashlib.sha256(environment.encode())
-    files = [path for folder in _SOURCES for path in (project / folder).rglob("*")]
-    files += [project / name for name in _BUILD_FILES]
-    for path in sorted(path for path in files if path.is_file()):
-        digest.update(f"{path.relative_to(project)}\0".encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def _read_stamp(project: Path) -> dict[str, Any]:
-    try:
-        value = json.loads((project / _STAMP).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _save_stamp(project: Path, value: dict[str, Any]) -> None:
-    from host.atomic import write_file
-
-    (project / _STAMP).parent.mkdir(exist_ok=True)
-    write_file(project / _STAMP, json.dumps(value).encode())
-
-
-def _images_exist(images: object) -> bool:
-    return isinstance(images, list) and bool(images) and all(Path(p).is_file() for _, p in images)
-
-
-def build(project: Path, environment: str) -> list[tuple[int, Path]]:
-    """Builds the firmware with PlatformIO; returns flash offsets and files, the program last.
-
-    Raises:
-        ToolError: PlatformIO is missing, cannot fetch its toolchain, or the build fails.
-    """
-    _pio(["run", "-e", environment], project, quiet=False)
-    said = _pio(["project", "metadata", "-e", environment, "--json-output"], project)
-    extra = json.loads(said)[environment]["extra"]
-    images = [(int(i["offset"], 16), Path(i["path"])) for i in extra.get("flash_images", [])]
-    program = project / ".pio" / "build" / environment / _APPLICATION
-    images.append((int(extra.get("application_offset", "0x10000"), 16), program))
-    missing = [path for _, path in images if not path.is_file()]
-    if missing:
-        raise ToolError(f"The build left no {missing[0]}", f"Run `pio run -e {environment}`")
-    return images
-
-
-def _pio(arguments: Sequence[str], project: Path, *, quiet: bool = True) -> str:
-    command = [sys.executable, "-m", "platformio", *arguments, "-d", str(project)]
-    if importlib.util.find_spec("platformio") is None:
-        raise ToolError(
-            "PlatformIO, which builds the firmware, is not installed",
-            "Run `pip install 'esp32-tinyllm[flash]'`",
-        )
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if not quiet:
-        ui.note(done.stdout.rstrip()[-2000:])
-    if done.returncode != 0:
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        why = said[-1].strip() if said else f"exit code {done.returncode}"
-        raise ToolError(
-            f"PlatformIO fails: {why}",
-            "Its toolchain is fetched by the first build and needs the network once: run "
-            f"`pio run -d {project}` to see it all",
-        )
-    return done.stdout
-
-
-def write(port: str, images: Sequence[tuple[int, Path]]) -> None:
-    """Writes images to the board's flash with esptool, compares them and restarts the board.
-
-    Raises:
-        ToolError: esptool is missing.
-        LinkError: The board is not in its boot loader, or writing failed.
-    """
-    try:
-        esptool = importlib.import_module("esptool")
-        commands = importlib.import_module("esptool.cmds")
-    except ImportError:
-        raise ToolError(
-            "esptool, which writes the flash, is not installed",
-            "Run `pip install 'esp32-tinyllm[flash]'`",
-        ) from None
-    open_port(port).close()  # says why a port cannot be opened better than esptool does
-    try:
-        with commands.detect_chip(port) as rom:
-            stub = commands.run_stub(rom)
-            stub.change_baud(_FLASH_BAUD)
-            commands.attach_flash(stub)
-            data = [(at, str(path)) for at, path in images]
-            commands.write_flash(stub, data)
-            commands.reset_chip(stub, "hard-reset")
-    except (esptool.FatalError, OSError) as exc:
-        raise LinkError(
-            f"The board's flash could not be written: {exc}",
-            "Connect IO0 to GND, press reset, and try again; afterwards take IO0 off and press "
-            "reset once more",
-        ) from exc
-
-
-def _answers(port: str) -> bool:
-    try:
-        with Device(open_port(port), patience=2.0):
-            return True
-    except HostError:
-        return False
+    end = time.monotonic() + _REOPEN_S
+    while True:
+        try:
+            return open_port(port, baud)
+        except LinkError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(0.2)

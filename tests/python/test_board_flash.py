@@ -1,26 +1,45 @@
-"""Flashing: the order of the steps, what is skipped, and what is said where a tool is missing."""
+"""Flashing: the order of the steps, what is skipped, and what is said where a tool is missing.
+
+PlatformIO, esptool and the board are stood in for; test_flash_esptool.py has the real esptool.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from host import __version__
+from host.board import build as building
 from host.board import flash as body
+from host.board import write as writing
+from host.board.build import Image
 from host.board.upload import Uploaded
 from host.board.verify import Verified
 from host.errors import InputError, LinkError, ToolError, UsageError
+from host.link.client import Refused, Status
 from tests.conftest import Quantized
 
 pytestmark = pytest.mark.shared
+
+PIO = """
+import sys
+from pathlib import Path
+
+folder = Path(sys.argv[1])
+folder.mkdir(parents=True, exist_ok=True)
+for name in ("bootloader.bin", "partitions.bin", "firmware.bin"):
+    (folder / name).write_text(name + (folder.parents[2] / "firmware/src/main.c").read_text())
+print("A newer PlatformIO is there.")
+print(sys.argv[2])
+"""
 
 
 @pytest.fixture
@@ -39,69 +58,33 @@ class Tools:
 
     project: Path
     calls: list[str] = field(default_factory=list)
-    written: list[tuple[int, str]] = field(default_factory=list)
-    pio_fails: str = ""
-    chip_fails: str = ""
-    board_answers: bool = True
+    written: list[Image] = field(default_factory=list)
+    pio: str = PIO
+    extra: dict[str, Any] = field(default_factory=dict)
+    board_says: dict[str, Any] = field(default_factory=lambda: {"version": f"x {__version__}"})
+    upload_fails: Refused | None = None
 
-    def run(self, command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        self.calls.append(f"pio {command[3]}")
-        if self.pio_fails:
-            return subprocess.CompletedProcess(command, 1, "", self.pio_fails)
-        build = self.project / ".pio" / "build" / "esp32cam"
-        build.mkdir(parents=True, exist_ok=True)
-        for name in ("bootloader.bin", "partitions.bin", "firmware.bin"):
-            (build / name).write_bytes(name.encode())
+    def command(self) -> list[str]:
+        folder = self.project / ".pio" / "build" / "esp32cam"
+        images = {0x1000: "bootloader.bin", "0x8000": "partitions.bin"}
         extra = {
             "application_offset": "0x10000",
             "flash_images": [
-                {"offset": "0x1000", "path": str(build / "bootloader.bin")},
-                {"offset": "0x8000", "path": str(build / "partitions.bin")},
+                {"offset": offset, "path": str(folder / name)} for offset, name in images.items()
             ],
+            **self.extra,
         }
         said = json.dumps({"esp32cam": {"extra": extra}})
-        return subprocess.CompletedProcess(command, 0, said, "")
-
-    def esptool(self) -> tuple[types.ModuleType, types.ModuleType]:
-        class FatalError(RuntimeError):
-            pass
-
-        class Chip:
-            def __enter__(self) -> Chip:
-                return self
-
-            def __exit__(self, *_: object) -> None:
-                pass
-
-            def change_baud(self, _: int) -> None:
-                pass
-
-        def detect_chip(port: str) -> Chip:
-            self.calls.append(f"esptool {port}")
-            if self.chip_fails:
-                raise FatalError(self.chip_fails)
-            return Chip()
-
-        def write_flash(_: Chip, data: list[tuple[int, str]]) -> None:
-            self.written = data
-
-        main, commands = types.ModuleType("esptool"), types.ModuleType("esptool.cmds")
-        main.FatalError = FatalError  # type: ignore[attr-defined]
-        members: dict[str, Any] = {
-            "detect_chip": detect_chip,
-            "run_stub": lambda chip: chip,
-            "attach_flash": lambda _: None,
-            "write_flash": write_flash,
-            "reset_chip": lambda _, __: self.calls.append("reset"),
-        }
-        for name, member in members.items():
-            setattr(commands, name, member)
-        return main, commands
+        self.calls.append("pio")
+        return [sys.executable, "-c", self.pio, str(folder), said]
 
 
 class FakeDevice:
+    tools: Tools
+
     def __init__(self, *_: object, **__: object) -> None:
-        pass
+        if not self.tools.board_says:
+            raise LinkError("silent")
 
     def __enter__(self) -> FakeDevice:
         return self
@@ -109,27 +92,33 @@ class FakeDevice:
     def __exit__(self, *_: object) -> None:
         pass
 
+    def info(self) -> dict[str, Any]:
+        return self.tools.board_says
+
 
 @pytest.fixture
 def tools(project: Path, monkeypatch: pytest.MonkeyPatch) -> Tools:
     made = Tools(project)
-    esptool, commands = made.esptool()
-    modules = {"esptool": esptool, "esptool.cmds": commands}
-    monkeypatch.setattr(subprocess, "run", made.run)
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(body, "open_port", lambda *_, **__: types.SimpleNamespace(close=lambda: 0))
-    monkeypatch.setattr(body, "Device", FakeDevice)
-    monkeypatch.setattr(body, "_answers", lambda _: made.board_answers)
+
+    def write(port: str, images: Sequence[Image], _: int) -> None:
+        made.calls.append(f"esptool {port}")
+        made.written = list(images)
 
     def upload(*_: object, **__: object) -> Uploaded:
         made.calls.append("upload")
+        if made.upload_fails:
+            raise made.upload_fails
         return Uploaded(skipped=3)
 
     def verify(*_: object, **__: object) -> Verified:
         made.calls.append("verify")
         return Verified(positions=8)
 
+    monkeypatch.setattr(building, "_command", made.command)
+    monkeypatch.setattr(body, "open_port", lambda *_, **__: types.SimpleNamespace(close=lambda: 0))
+    monkeypatch.setattr(body, "_answers", lambda _: True)
+    monkeypatch.setattr(body, "Device", type("Device", (FakeDevice,), {"tools": made}))
+    monkeypatch.setattr(body, "write", write)
     monkeypatch.setattr(body, "upload", upload)
     monkeypatch.setattr(body, "verify", verify)
     return made
@@ -153,42 +142,70 @@ def test_everything_in_order_and_nothing_twice(
 ) -> None:
     flash()
     assert tools.calls == [
-        "pio run", "pio project", "esptool /dev/ttyUSB0", "reset", "upload", "verify",
+        "pio", "pio", "esptool /dev/ttyUSB0", "upload", "verify",
     ]  # fmt: skip
-    assert [at for at, _ in tools.written] == [0x1000, 0x8000, 0x10000]
+    assert [image.offset for image in tools.written] == [0x1000, 0x8000, 0x10000]
     assert (project / "firmware/src/tllm_model_data.h").is_file()
     said = capsys.readouterr().out
     assert said.startswith("This writes the board's program over")
     assert [line[:3] for line in said.splitlines() if line[1:3] == "/5"] == [
-        "1/5", "2/5", "3/5", "4/5", "5/5",
+        "1/5", "2/5", "2/5", "3/5", "4/5", "5/5",
     ]  # fmt: skip
 
     tools.calls.clear()
     flash()
     assert tools.calls == ["upload", "verify"]
-    assert capsys.readouterr().out.count("skipped") == 2
+    assert capsys.readouterr().out.count("skipped") == 3
+
+    tools.calls.clear()
+    flash(force=True)
+    assert tools.calls == ["pio", "pio", "esptool /dev/ttyUSB0", "upload", "verify"]
 
 
-@pytest.mark.parametrize("changed", ["firmware/src/main.c", "platformio.ini"])
-def test_a_changed_source_is_built_and_written_again(
-    tools: Tools, flash: Flash, project: Path, changed: str
+def test_a_changed_source_is_built_again_and_written_if_it_makes_a_difference(
+    tools: Tools, flash: Flash, project: Path
 ) -> None:
     flash()
-    (project / changed).write_text("other")
     tools.calls.clear()
+    (project / "platformio.ini").write_text("another comment")
     flash()
-    assert tools.calls[:3] == ["pio run", "pio project", "esptool /dev/ttyUSB0"]
+    assert tools.calls == ["pio", "pio", "upload", "verify"]
+    tools.calls.clear()
+    (project / "firmware" / "src" / "main.c").write_text("other")
+    flash()
+    assert tools.calls[:3] == ["pio", "pio", "esptool /dev/ttyUSB0"]
 
 
 def test_another_port_or_a_silent_board_is_written_again(tools: Tools, flash: Flash) -> None:
     flash()
     tools.calls.clear()
     flash("/dev/ttyUSB1")
-    assert tools.calls == ["esptool /dev/ttyUSB1", "reset", "upload", "verify"]
+    assert tools.calls == ["esptool /dev/ttyUSB1", "upload", "verify"]
     tools.calls.clear()
-    tools.board_answers = False
+    tools.board_says = {"version": "tinyllm 0.0.1"}
     flash()
     assert tools.calls[0] == "esptool /dev/ttyUSB0"
+
+
+def test_images_that_another_build_left_are_built_again(
+    tools: Tools, flash: Flash, project: Path
+) -> None:
+    flash()
+    tools.calls.clear()
+    (project / ".pio" / "build" / "esp32cam" / "firmware.bin").write_bytes(b"of other sources")
+    flash()
+    assert tools.calls[:2] == ["pio", "pio"]
+
+
+def test_a_board_with_a_program_for_another_model_is_written_when_asked(
+    tools: Tools, flash: Flash
+) -> None:
+    flash()
+    tools.upload_fails = Refused(Status.OTHER_MODEL)
+    with pytest.raises(LinkError, match=r"program for another model.*--force"):
+        flash()
+    with pytest.raises(Refused, match="another model"):
+        flash(force=True)
 
 
 def test_a_dry_run_says_what_and_does_nothing(
@@ -203,36 +220,93 @@ def test_a_dry_run_says_what_and_does_nothing(
     assert not (project / ".pio").exists()
 
 
-def test_a_toolchain_that_cannot_be_fetched_is_a_sentence(tools: Tools, flash: Flash) -> None:
-    tools.pio_fails = "...\nHTTPClientError: no network"
-    with pytest.raises(ToolError, match=r"no network.*needs the network once"):
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        (
+            "Installing espressif32\nHTTPClientError: ",
+            r"registry is not reached.*needs the network",
+        ),
+        ("InternetConnectionError: You are not connected", "registry is not reached"),
+        ("main.c:3:1: error: expected ';'\n*** [main.o] Error 1", r"fails: main\.c:3:1: error"),
+        ("Error: Unknown environment names 'x'", r"fails: Error: Unknown env.*`pio run -d .* -e"),
+        ("", "fails: exit code 1"),
+    ],
+)
+def test_a_build_that_fails_is_a_sentence_and_its_log_is_shown(
+    tools: Tools, flash: Flash, capsys: pytest.CaptureFixture[str], said: str, wanted: str
+) -> None:
+    tools.pio = f"import sys; print({said!r}, file=sys.stderr); sys.exit(1)"
+    with pytest.raises(ToolError, match=wanted) as failure:
         flash()
+    assert "\n" not in str(failure.value)
+    assert said.strip() in capsys.readouterr().err
     assert "upload" not in tools.calls
 
 
-def test_missing_tools_are_named_with_the_command(
-    tools: Tools, flash: Flash, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "extra", [{"application_offset": "here"}, {"flash_images": 3}, {"flash_images": [{}]}]
+)
+def test_metadata_of_no_esp32_is_a_sentence(
+    tools: Tools, flash: Flash, extra: dict[str, Any]
+) -> None:
+    tools.extra = extra
+    with pytest.raises(ToolError, match="does not say where the images of esp32cam go"):
+        flash()
+
+
+def test_an_image_that_the_build_did_not_leave_is_named(tools: Tools, flash: Flash) -> None:
+    tools.pio = PIO.replace("firmware.bin", "program.bin")
+    with pytest.raises(ToolError, match=r"left no .*firmware\.bin"):
+        flash()
+
+
+def test_platformio_may_be_installed_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "platformio" else find(name)
+    )
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ToolError, match=r"PlatformIO.*pip install"):
+        building._command()
+    (tmp_path / "pio").write_text("#!/bin/sh\n")
+    (tmp_path / "pio").chmod(0o755)
+    assert building._command() == [str(tmp_path / "pio")]
 
-    def all_but_platformio(name: str) -> object:
-        return None if name == "platformio" else find(name)
 
-    with monkeypatch.context() as without:
-        without.setattr(importlib.util, "find_spec", all_but_platformio)
-        with pytest.raises(ToolError, match=r"PlatformIO.*pip install"):
-            flash()
+def test_without_esptool_nothing_is_begun(
+    tools: Tools, flash: Flash, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "esptool", None)
     with pytest.raises(ToolError, match=r"esptool.*pip install"):
         flash()
-    assert "upload" not in tools.calls
+    assert tools.calls == []
 
 
-def test_a_board_not_in_its_boot_loader_is_told_how(tools: Tools, flash: Flash) -> None:
-    tools.chip_fails = "No serial data received."
-    with pytest.raises(LinkError, match=r"No serial data.*IO0 to GND"):
-        flash()
-    assert "upload" not in tools.calls
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("Failed to connect to Espressif device: No serial data received.\nFor", "does not answer"),
+        (
+            "Failed to connect to x: Wrong boot mode detected (0x13)! The chip",
+            "started its program",
+        ),
+        ("Download mode successfully detected, but getting no sync reply: The", "hears nothing"),
+        ("MD5 of file does not match data in flash!", "not hold what was written"),
+        ("Write failed, the written flash region is empty.", "not hold what was written"),
+        (
+            "Secure Boot V1 detected, writing\nto",
+            "not written: Secure Boot V1 detected, writing. C",
+        ),
+        ("", "no reason given"),
+    ],
+)
+def test_what_esptool_says_becomes_two_sentences(said: str, wanted: str) -> None:
+    explained = str(writing._explain(said))
+    assert wanted in explained
+    assert "\n" not in explained
 
 
 def test_ports_are_chosen_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,6 +322,6 @@ def test_the_checkout_is_found_from_inside_it_and_no_other_folder_is_one(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(project / "firmware" / "src")
-    assert body.find_project(None) == project
+    assert building.find_project(None) == project
     with pytest.raises(InputError, match=r"no platformio\.ini"):
-        body.find_project(tmp_path)
+        building.find_project(tmp_path)
