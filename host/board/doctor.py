@@ -6,16 +6,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from host.board import ui
-from host.errors import HostError
+from host.board import boot, ui
+from host.errors import HostError, LinkError
 from host.link.client import Device, Refused
-from host.link.transports import open_port, ports
+from host.link.transports import Transport, open_port, ports
 
 _BLOCKS = (512, 4096, 8192, 16384, 32768)
 _TEST_BYTES = 1 << 20
 _SAMPLES = 16
 _SAMPLE_CHUNKS = 4
 _SLOW_BYTES_A_SECOND = 1_000_000
+_SOON_S = 0.7
+_BOOT_S = 6.0  # for a board that loads a large model
+_RATE_S = 1.2
+_RATES = (115200, 74880, 9600, 460800, 921600)  # 74,880: the ROM's with a 26 MHz crystal
+_SAID_LINES = 6
 
 
 @dataclass
@@ -25,11 +30,16 @@ class PortSeen:
     name: str
     description: str
     problem: str = ""
+    is_opened: bool = True
 
 
 @dataclass
 class Report:
-    """What was found. Rates are bytes a second by block size."""
+    """What was found. Rates are bytes a second by block size.
+
+    Attributes:
+        says: The last lines of what comes from a board that the kit's program does not run on.
+    """
 
     ports: list[PortSeen] = field(default_factory=list)
     port: str = ""
@@ -39,6 +49,7 @@ class Report:
     read_rates: dict[int, float] = field(default_factory=dict)
     checked_chunks: int = 0
     wrong_chunks: int = 0
+    says: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
@@ -46,7 +57,8 @@ def examine(port: str | None, baud: int, sim_dir: Path | None = None) -> Report:
     """Looks at the computer's ports, and at the board on one of them.
 
     Args:
-        port: The board's; only ports are looked at where omitted.
+        port: The board's; where omitted each port is opened, and no more. Else no other one is:
+            opening a port resets many boards.
         baud: Bits a second.
         sim_dir: State folder of the simulated board.
 
@@ -55,14 +67,13 @@ def examine(port: str | None, baud: int, sim_dir: Path | None = None) -> Report:
     """
     report = Report(port=port or "")
     for name, description in ports():
-        seen = PortSeen(name, description)
-        if name != port:
+        seen = PortSeen(name, description, is_opened=port is None)
+        if port is None:
             try:
                 open_port(name, baud).close()
             except HostError as exc:
                 seen.problem = str(exc)
-                if port is None:
-                    report.problems.append(str(exc))
+                report.problems.append(str(exc))
         report.ports.append(seen)
     if port is None:
         if not report.ports:
@@ -71,11 +82,58 @@ def examine(port: str | None, baud: int, sim_dir: Path | None = None) -> Report:
             )
         return report
     try:
-        with Device(open_port(port, baud, sim_dir=sim_dir)) as device:
+        line = open_port(port, baud, sim_dir=sim_dir)
+    except HostError as exc:
+        report.problems.append(str(exc))
+        for seen in report.ports:
+            if seen.name == port:
+                seen.problem, seen.is_opened = str(exc), True
+        return report
+    try:
+        with _reach(line, report) as device:
             _examine_board(device, report)
     except HostError as exc:
         report.problems.append(str(exc))
+    finally:
+        line.close()
     return report
+
+
+def _reach(line: Transport, report: Report) -> Device:
+    """Finds the kit's program on a line.
+
+    Raises:
+        HostError: It does not run there; says what does, and what to do.
+    """
+    heard = boot.listen(line, _SOON_S)
+    if not heard.answered:
+        if boot.is_boot_loader(line):
+            raise boot.in_boot_loader()
+        heard = boot.listen(line, _BOOT_S)
+    if heard.answered:
+        return Device(line)
+    report.says = boot.text_of(heard.said)[-_SAID_LINES:]
+    if line.baud is not None and boot.is_unreadable(heard.said):
+        return _find_rate(line, line.baud, heard, report)
+    if trouble := boot.explain(heard.said, line.baud):
+        raise trouble
+    return Device(line, patience=1.0)  # tries the rates that an upload may have left it at
+
+
+def _find_rate(line: Transport, baud: int, garbage: boot.Heard, report: Report) -> Device:
+    """Tries the usual rates on a board that sends what cannot be read."""
+    for rate in _RATES:
+        line.set_baud(rate)
+        heard = boot.listen(line, _RATE_S)
+        if heard.answered:
+            report.problems.append(f"The board speaks at {rate} baud, not {baud}. Use -b {rate}.")
+            return Device(line)
+        report.says = boot.text_of(heard.said)[-_SAID_LINES:]
+        if report.says:
+            trouble = boot.explain(heard.said, rate)
+            more = f" {trouble}" if trouble else ""
+            raise LinkError(f"The board speaks at {rate} baud, not {baud}.{more}")
+    raise boot.explain(garbage.said, baud) or LinkError("What the board sends cannot be read")
 
 
 def _examine_board(device: Device, report: Report) -> None:
@@ -146,7 +204,8 @@ def show(report: Report, *, as_json: bool = False) -> None:
         ui.show_json(value)
         return
     for seen in report.ports:
-        ui.say(f"port       {seen.name}  {seen.description}  {seen.problem or 'ok'}")
+        state = seen.problem or ("ok" if seen.is_opened else "")
+        ui.say(f"port       {seen.name}  {seen.description}  {state}".rstrip())
     if not report.ports:
         ui.say("port       no serial port on this computer")
     board = report.board
@@ -173,6 +232,8 @@ def show(report: Report, *, as_json: bool = False) -> None:
         ui.say(f"reading    {block:>6} bytes at a time: {ui.size_text(rate)}/s")
     if report.checked_chunks:
         ui.say(f"chunks     {report.checked_chunks} sampled, {report.wrong_chunks} wrong")
+    for line in report.says:
+        ui.say(f"it says    {line}")
     for problem in report.problems:
         ui.say(f"problem    {problem}")
     if not report.problems:

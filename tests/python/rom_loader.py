@@ -279,6 +279,7 @@ class Chip:
         return self._answer(command, extra=digest.hexdigest().encode())
 
 
+_ODD_RATE = 74880  # the only one in use that termios has no name for
 _RATES = {getattr(termios, name): int(name[1:]) for name in dir(termios) if name[1:].isdigit()}
 
 
@@ -291,7 +292,7 @@ class PtyBoard:
         chip: The chip.
         io0: Whether IO0 is held to ground when power comes on.
         says: What the ROM prints at a normal start, over and over where `loops`.
-        rate: What it prints at, bits a second; None: the line has none.
+        rate: What it prints at, bits a second; what the chip listens at where omitted.
     """
 
     def __init__(
@@ -313,6 +314,9 @@ class PtyBoard:
         self.resets = 0
         self._master, self._slave = os.openpty()
         tty.setraw(self._slave)
+        settings = termios.tcgetattr(self._slave)
+        settings[4] = settings[5] = termios.B115200
+        termios.tcsetattr(self._slave, termios.TCSANOW, settings)
         self.port = os.ttyname(self._slave)
         self._wake_in, self._wake_out = os.pipe()
         self._process: subprocess.Popen[bytes] | None = None
@@ -413,7 +417,7 @@ class PtyBoard:
         if self._master < 0:
             return False
         ours = self.rate or self.chip.baud
-        return _RATES.get(termios.tcgetattr(self._master)[5]) not in (ours, None)
+        return _RATES.get(termios.tcgetattr(self._master)[5], _ODD_RATE) != ours
 
 
 def wait_until(happened: Callable[[], bool], seconds: float = 30.0) -> None:

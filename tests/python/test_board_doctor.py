@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import pytest
@@ -62,8 +63,9 @@ def run(
     monkeypatch: pytest.MonkeyPatch, board: type[Board], **facts: Any
 ) -> tuple[doctor.Report, list[str]]:
     healthy = type("Facts", (board,), {"info_": {**READY, **facts}})
-    monkeypatch.setattr(doctor, "Device", healthy)
-    monkeypatch.setattr(doctor, "open_port", lambda *_, **__: None)
+    line = types.SimpleNamespace(close=lambda: None)
+    monkeypatch.setattr(doctor, "open_port", lambda *_, **__: line)
+    monkeypatch.setattr(doctor, "_reach", lambda *_: healthy())
     monkeypatch.setattr(doctor, "ports", list)
     report = examine("/dev/ttyUSB0", 115200)
     return report, report.problems
