@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from host.board import ui
-from host.errors import BoardError, InputError, UsageError
+from host.errors import BoardError, CheckFailed, InputError, UsageError
 from host.link.client import Device, End, Generated
 from host.link.transports import state_dir
 
@@ -96,6 +96,7 @@ def chat(
 
     Raises:
         BoardError: The board has no model, or refuses a prompt: one longer than its context.
+        CheckFailed: The line lost bytes of answers for good; said when all are answered.
     """
     check_ready(device.info())
     device.session_reset(drop=drop)
@@ -120,6 +121,13 @@ def chat(
             sys.stdout.write("\n")
             sys.stdout.flush()
             ui.note(_summary(done))
+        if done.missing:
+            ui.note(f"{done.missing:,} bytes of this answer were lost on the line, at the \ufffd.")
+    if lost := sum(done.missing for done in results):
+        raise CheckFailed(
+            f"The line lost {lost:,} bytes of the answers",
+            "Use a shorter cable or a lower -b, and ask again",
+        )
     return results
 
 
@@ -143,6 +151,7 @@ def _as_json(prompt: str, text: str, done: Generated, sampling: Sampling) -> dic
         "answer_seconds": done.answer_s,
         "reading_seconds": done.reading_s,
         "bytes_read": done.read_bytes,
+        "bytes_missing": done.missing,
         "seed": sampling.seed,
     }
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from host.board.chat import Sampling, check_ready
-from host.errors import BoardError, CheckFailed, InputError
+from host.errors import BoardError, CheckFailed, InputError, LinkError
 from host.link.client import Device, stages_of
 from host.link.frames import MAX_PAYLOAD
 
@@ -330,6 +330,8 @@ def _compare_generation(run: _Run, tokenizer: Tokenizer, seed: int) -> None:
     pieces: list[str] = []
     done = run.device.generate(prompt, count, pieces.append)
     theirs = "".join(pieces)
+    if done.missing:
+        raise LinkError("The line loses too much", "Use a shorter cable or a lower -b")
     if theirs != ours:
         raise CheckFailed(
             f"With seed {seed} the board writes another text than the reference",

@@ -16,7 +16,7 @@ from host.link.frames import Decoder, Frame, encode
 
 CHUNK = 4096
 WINDOW = 8
-KEPT = 4096  # bytes of an answer's text
+KEPT = 2048  # bytes of an answer's text
 ABSENT = 0xFFFFFFFF
 _ANSWER, _EVENT = 0x80, 0x40
 

@@ -17,6 +17,7 @@ from device_board import (
     Board,
     Kind,
     Status,
+    answered,
     encode_frame,
     fingerprint,
     make_package,
@@ -300,6 +301,87 @@ def test_a_repeated_request_is_answered_but_not_run_again(board: Board) -> None:
     sums = board.ask(Kind.FEED, struct.pack("<B12I", 6, *[9] * 12), seq=45)
     assert len(sums.body) > 2000
     assert board.ask(Kind.FEED, struct.pack("<B12I", 6, *[9] * 12), seq=45) == sums
+
+
+def test_text_is_given_again_while_the_answer_runs_and_after(boot: Boot) -> None:
+    board = boot("--card-latency-us", 2000, "--bulk", 600000)
+    board.greedy()
+    seq = board.send(Kind.GENERATE, bytes(8) + b"Once upon a time")
+    said = b""
+    while len(said) < 20:
+        said += board.frame().payload[4:]
+    again = board.good(Kind.TEXT, struct.pack("<BIB", seq, 3, 10)).body
+    assert struct.unpack_from("<II", again)[0] >= len(said)
+    assert (again[4:8], again[8:]) == (struct.pack("<I", 3), said[3:13])
+    assert board.ask(Kind.TEXT, struct.pack("<BIB", seq + 1, 0, 10)).status == Status.STATE
+    assert board.ask(Kind.PART, bytes(3)).status == Status.BUSY
+    assert board.ask(Kind.STOP).status == 0
+    while (frame := board.frame()).kind != Kind.GENERATE | 0x80:
+        pass
+    total, crc = struct.unpack("<II", frame.payload[-8:])
+    text = b""
+    while len(text) < total:
+        text += board.good(Kind.TEXT, struct.pack("<BIB", seq, len(text), 255)).body[8:]
+    assert text.startswith(said)
+    assert zlib.crc32(text) == crc
+    past = board.good(Kind.TEXT, struct.pack("<BIB", seq, total + 9, 255)).body
+    assert past == struct.pack("<II", total, total)
+    assert board.ask(Kind.TEXT, bytes(5)).status == Status.PAYLOAD
+
+
+def test_only_the_last_2048_bytes_of_a_text_are_kept(board: Board) -> None:
+    board.good(Kind.SESSION, b"\0\1" + bytes(4))
+    board.good(Kind.SAMPLING, sampling(temperature=3 * 65536, seed=20))
+    seq = board.send(Kind.GENERATE, struct.pack("<II", 1500, 0) + b"Once")
+    text = answered(board.answer(Kind.GENERATE, seq))
+    assert len(text) > 2500
+    again = board.good(Kind.TEXT, struct.pack("<BIB", seq, 0, 255)).body
+    first = len(text) - 2048
+    assert struct.unpack_from("<II", again) == (len(text), first)
+    at, kept = first, b""
+    while at < len(text):
+        part = board.good(Kind.TEXT, struct.pack("<BIB", seq, at, 250)).body[8:]
+        assert part
+        at, kept = at + len(part), kept + part
+    assert kept == text[first:]
+
+
+def test_neither_stop_nor_text_makes_a_request_run_again(board: Board) -> None:
+    asked = struct.pack("<II", 5, 0) + b"Once upon a time"
+    first = board.ask(Kind.GENERATE, asked, 77)
+    for kind, payload in ((Kind.STOP, b""), (Kind.TEXT, bytes(6)), (Kind.PART, bytes(3))):
+        board.ask(kind, payload, 78)
+    again = board.ask(Kind.GENERATE, asked, 77)
+    assert (again.body, again.events) == (first.body, [])
+    assert json.loads(board.good(Kind.STATS).text)["n"] < 20
+
+
+def test_an_answer_comes_in_parts(board: Board) -> None:
+    assert board.ask(Kind.PART, bytes(3)).status == Status.STATE
+    info = struct.pack("<i", 0) + board.ask(Kind.INFO, seq=60).body
+    got = b""
+    while len(got) < len(info):
+        part = board.good(Kind.PART, struct.pack("<HB", len(got), 60)).body
+        kind, seq, length, crc = struct.unpack_from("<BBHI", part)
+        assert (kind, seq, length, crc) == (Kind.INFO | 0x80, 60, len(info), zlib.crc32(info))
+        got += part[8:]
+        assert len(part) in (68, 8 + len(info) % 60)
+    assert got == info
+    assert len(board.good(Kind.PART, struct.pack("<HB", 60000, 60)).body) == 8
+    assert board.ask(Kind.PART, bytes(2)).status == Status.PAYLOAD
+
+
+def test_a_session_that_is_no_longer_there_is_not_gone_on_with(board: Board) -> None:
+    named = struct.pack("<II", 4, 1234) + b"Once upon a time"
+    assert board.ask(Kind.GENERATE, named).status == Status.STATE
+    board.good(Kind.SESSION, b"\0\0" + struct.pack("<I", 1234))
+    board.good(Kind.SESSION, b"\1\1" + struct.pack("<I", 5678))
+    assert board.ask(Kind.GENERATE, named).status == 0
+    board.good(Kind.REBOOT)
+    board.until("\n> ")
+    answer = board.ask(Kind.GENERATE, named)
+    assert answer.status == Status.STATE
+    assert "forgotten this conversation" in answer.text
 
 
 def _damaged(good: bytes, rng: random.Random) -> bytes:

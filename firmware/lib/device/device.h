@@ -34,7 +34,7 @@ enum dev_error {
 #define DEV_FRAME    4160u /* bytes of an encoded frame between its zeros */
 #define DEV_LINE     2048u /* bytes of a console line */
 #define DEV_WINDOW   8u    /* chunks that an upload may be ahead of what is written */
-#define DEV_KEPT     4096u /* last bytes of an answer's text that are kept for the host */
+#define DEV_KEPT     2048u /* last bytes of an answer's text that are kept for the host */
 #define DEV_HANDLES  8u    /* files of the model that are open at once */
 #define DEV_PIECE    1024u /* bytes of one token's text at most, and 16 */
 #define DEV_PATH     64u   /* bytes of a path, with its NUL */
