@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The board's program on an emulated Xtensa core: builds it, runs it, counts its instructions.
+"""The board's program on an emulated Xtensa core: builds, runs, counts and measures it.
 
 As a program it takes the simulator's options, so `TLLM_SIM=tools/xtensa.py host verify -p sim` runs
 the emulated core instead of the simulated board.
@@ -11,11 +11,13 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias, TypedDict
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRMWARE = ROOT / "firmware"
@@ -27,9 +29,48 @@ FLAGS = [
     *("-nostartfiles", "-ffunction-sections", "-fdata-sections"),
     *("-Wall", "-Wextra", "-pedantic", "-Wconversion", "-Wmissing-prototypes", "-Werror"),
 ]
-BASELINE = ROOT / "tests" / "golden" / "lx106_instructions.json"
+BASELINE = ROOT / "tests" / "golden" / "lx106.json"
+DOCUMENT = ROOT / "docs" / "HARDWARE.md"
+BEGIN, END = "<!-- tools/xtensa.py --update writes from here -->", "<!-- to here -->"
+PARTS = {
+    "tokenizer": "lib/tinyllm/tokenizer",
+    "engine": "lib/tinyllm/",
+    "board's program": "lib/device/",
+    "port": "ports/xtensa_qemu/",
+}
+"""The program's parts, and what their files' paths begin with."""
+SECTIONS = {"text": "code", "rodata": "constants", "data": "initialised", "bss": "zeroed"}
+KINDS = {**{name: name for name in SECTIONS}, "literal": "text", "COMMON": "bss"}
+LABELS = {
+    "token": "**a token**",
+    "macs": "multiplications",
+    "stack": "stack, the deepest that booting, loading and the tokens reach",
+    "fast_engine": "fast: engine",
+    "fast_program": "fast: the program's own",
+    "fast_free": "fast: free",
+    "bulk_engine": "bulk: engine (KV cache, logits)",
+    "bulk_tokenizer": "bulk: tokenizer",
+    "bulk_weights": "bulk: resident weights",
+    "bulk_program": "bulk: the rest",
+    "bulk_free": "bulk: free",
+}
 MEMORY = "4M"
 SECONDS = 300
+
+Figures: TypeAlias = dict[str, dict[str, int]]
+
+
+class Kept(TypedDict):
+    """What `BASELINE` holds: bytes by part and kind; of each model what `measure` returns."""
+
+    program: Figures
+    models: dict[str, Figures]
+
+
+def kept() -> Kept:
+    """The figures that were last accepted."""
+    figures: Kept = json.loads(BASELINE.read_text())
+    return figures
 
 
 def sources() -> list[Path]:
@@ -39,7 +80,7 @@ def sources() -> list[Path]:
 
 
 def build(folder: Path, flags: Sequence[str] = ()) -> Path:
-    """Compiles the program into a folder and returns the ELF file's path.
+    """Compiles the program into a folder and returns the ELF file's path; its map lies beside it.
 
     A program of the same sources and flags that is there already is returned as it is.
 
@@ -51,28 +92,18 @@ def build(folder: Path, flags: Sequence[str] = ()) -> Path:
     for path in [*files, *sorted(FIRMWARE.glob("**/*.h")), PORT / "sim.ld"]:
         digest.update(path.read_bytes())
     program = folder / f"tllm-lx106-{digest.hexdigest()[:16]}.elf"
-    if program.exists():
+    if program.exists() and program.with_suffix(".map").exists():
         return program
     folder.mkdir(parents=True, exist_ok=True)
+    compiler = [f"{PREFIX}gcc", f"--specs={SPECS}", *FLAGS, *flags]
+    includes = [f"-I{FIRMWARE / 'lib' / part}" for part in ("tinyllm", "device")]
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        partial = Path(scratch) / "program.elf"
-        subprocess.run(
-            [
-                f"{PREFIX}gcc",
-                f"--specs={SPECS}",
-                *FLAGS,
-                *flags,
-                f"-I{FIRMWARE / 'lib/tinyllm'}",
-                f"-I{FIRMWARE / 'lib/device'}",
-                f"-T{PORT / 'sim.ld'}",
-                *map(str, files),
-                "-Wl,--gc-sections",
-                "-o",
-                str(partial),
-            ],
-            check=True,
-        )
-        partial.rename(program)
+        subprocess.run([*compiler, *includes, "-c", *map(str, files)], check=True, cwd=scratch)
+        linker = [f"-T{PORT / 'sim.ld'}", "-Wl,--gc-sections", "-Wl,-Map=program.map"]
+        objects = [f"{path.stem}.o" for path in files]
+        subprocess.run([*compiler, *linker, *objects, "-o", "program.elf"], check=True, cwd=scratch)
+        (Path(scratch) / "program.map").rename(program.with_suffix(".map"))
+        (Path(scratch) / "program.elf").rename(program)
     return program
 
 
@@ -90,13 +121,17 @@ def command(program: Path, *arguments: str, memory: str = MEMORY) -> list[str]:
     ]
 
 
-def count(program: Path, package: Path, tokens: int) -> dict[str, int]:
-    """Instructions a token, by stage and in all (`token`), and its multiplications (`macs`).
+def measure(program: Path, package: Path, tokens: int) -> Figures:
+    """Runs a model and returns its instructions and bytes.
 
     Args:
         program: What `build` returned.
         package: Folder that is the card.
         tokens: How many to average over.
+
+    Returns:
+        ``instructions``: of a token, by stage and in all (``token``), and its multiplications
+        (``macs``). ``bytes``: the deepest stack, and what of the fast and the bulk region is whose.
 
     Raises:
         RuntimeError: The program did not end well.
@@ -110,24 +145,90 @@ def count(program: Path, package: Path, tokens: int) -> dict[str, int]:
     )
     if done.returncode != 0:
         raise RuntimeError(f"the program ended with {done.returncode}: {done.stdout[-500:]}")
-    rows = done.stdout.split("instructions a token\n", 1)[1].split("\n")
-    return {name: int(value) for name, value in (row.split() for row in rows if row)}
+    counts, memory = done.stdout.split("instructions a token\n", 1)[1].split("bytes\n", 1)
+    return {"instructions": _rows(counts), "bytes": _rows(memory)}
 
 
-def sizes(program: Path) -> dict[str, int]:
-    """Bytes of code with its constants (`text`), initialised (`data`) and zeroed memory (`bss`)."""
-    done = subprocess.run(
-        [f"{PREFIX}size", str(program)], capture_output=True, text=True, check=True
+def _rows(text: str) -> dict[str, int]:
+    rows = (line.split() for line in text.splitlines() if line)
+    return {name: int(value) for name, value in rows}
+
+
+def sizes(program: Path) -> Figures:
+    """Returns the bytes of each part of a program: code, constants, initialised and zeroed memory.
+
+    The parts are those of `PARTS`, and ``libraries`` for what the compiler and its C library add.
+    They are read from the linker's map, gaps between sections left out.
+    """
+    # A long section name has a line to itself; what --gc-sections dropped is listed before.
+    text = program.with_suffix(".map").read_text().split("Linker script and memory map", 1)[1]
+    lines = re.sub(r"\n( \.\S+)\n", r"\n\1", text).splitlines()
+    found = {part: dict.fromkeys(SECTIONS, 0) for part in [*PARTS, "libraries"]}
+    for line in lines:
+        row = re.fullmatch(r" \.?(\w+)\S*\s+0x[0-9a-f]+\s+0x([0-9a-f]+) (\S+)", line)
+        kind = KINDS.get(row[1]) if row else None
+        if row and kind:
+            found[_part_of(row[3])][kind] += int(row[2], 16)
+    return found
+
+
+def _part_of(object_file: str) -> str:
+    for path in sources():
+        if object_file == f"{path.stem}.o":
+            relative = path.relative_to(FIRMWARE).as_posix()
+            return next(part for part, prefix in PARTS.items() if relative.startswith(prefix))
+    return "libraries"
+
+
+# --- Tables ---------------------------------------------------------------------------------------
+
+
+def program_table(parts: Figures) -> str:
+    """The program's sizes in Markdown, a row a part."""
+    total = {kind: sum(sizes[kind] for sizes in parts.values()) for kind in SECTIONS}
+    rows: list[list[str | int]] = [
+        [part, *(sizes[kind] for kind in SECTIONS)] for part, sizes in parts.items()
+    ]
+    return _table(
+        ["bytes on lx106", *SECTIONS.values()],
+        [*rows, ["**all**", *total.values()]],
     )
-    names, values = (line.split() for line in done.stdout.splitlines()[:2])
-    return {name: int(value) for name, value in list(zip(names, values, strict=False))[:3]}
 
 
-def table(counts: dict[str, int]) -> str:
-    """The counts as lines of text."""
-    lines = [f"{name:12} {n:>12,}" for name, n in counts.items()]
-    lines.append(f"{'per MAC':12} {counts['token'] / counts['macs']:>12.2f}")
-    return "\n".join(lines)
+def models_tables(models: Mapping[str, Figures]) -> str:
+    """The models' instructions and bytes in Markdown, a column a model."""
+    names = list(models)
+    tables = []
+    for kind, title in (("instructions", "instructions a token, by stage"), ("bytes", "bytes")):
+        labels = next(iter(models.values()))[kind]
+        rows: list[list[str | int]] = [
+            [LABELS.get(label, label), *(models[name][kind][label] for name in names)]
+            for label in labels
+        ]
+        if kind == "instructions":
+            each = (models[name][kind] for name in names)
+            rows.append(
+                [
+                    "**instructions a multiplication**",
+                    *(f"{counts['token'] / counts['macs']:.2f}" for counts in each),
+                ]
+            )
+        tables.append(_table([title, *names], rows))
+    return "\n\n".join(tables)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str | int]]) -> str:
+    texts = [[f"{cell:,}" if isinstance(cell, int) else cell for cell in row] for row in rows]
+    ruler = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [list(head), ruler, *texts])
+
+
+def document(text: str, figures: Kept) -> str:
+    """Returns docs/HARDWARE.md with these figures between its marks."""
+    before, rest = text.split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
+    tables = f"{program_table(figures['program'])}\n\n{models_tables(figures['models'])}"
+    return f"{before}{BEGIN}\n{tables}\n{END}{after}"
 
 
 def _board(words: Sequence[str], store: Path) -> int:
@@ -143,22 +244,27 @@ def _main() -> int:
     store = Path(os.environ.get("TLLM_XTENSA_BUILD") or ROOT / "build" / "xtensa")
     if "--stdio" in sys.argv:
         return _board(sys.argv[1:], store)
-    parser = argparse.ArgumentParser(description="Count instructions a token on an emulated lx106.")
+    parser = argparse.ArgumentParser(
+        description="Instructions a token and bytes of code, constants, stack and memory on lx106."
+    )
     parser.add_argument("package", type=Path, nargs="+", help="folders that `host quantize` made")
     parser.add_argument("--tokens", type=int, default=4, help="average over so many")
-    parser.add_argument("--update", action="store_true", help=f"write {BASELINE.name}")
+    parser.add_argument(
+        "--update", action="store_true", help=f"write {BASELINE.name} and {DOCUMENT.name}"
+    )
     options = parser.parse_args()
     program = build(store)
-    print(json.dumps(sizes(program)))
-    found = {}
+    models = {}
     for package in options.package:
         name = json.loads((package / "model_config.json").read_text())["name"]
-        found[name] = count(program, package.resolve(), options.tokens)
-        print(f"\n{name}\n{table(found[name])}")
+        models[name] = measure(program, package.resolve(), options.tokens)
+    parts = sizes(program)
+    print(f"{program_table(parts)}\n\n{models_tables(models)}")
     if options.update:
-        kept = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
-        BASELINE.parent.mkdir(exist_ok=True)
-        BASELINE.write_text(json.dumps(kept | found, indent=2) + "\n")
+        figures = kept()
+        figures = {"program": parts, "models": figures["models"] | models}
+        BASELINE.write_text(json.dumps(figures, indent=2) + "\n")
+        DOCUMENT.write_text(document(DOCUMENT.read_text(), figures))
     return 0
 
 

@@ -1,4 +1,4 @@
-/* Instructions a token and a stage, for docs/HARDWARE.md and the check that they do not rise. */
+/* Instructions a token and a stage, and bytes of memory: what tools/xtensa.py tabulates. */
 #include "board.h"
 #include "sim.h"
 
@@ -19,11 +19,15 @@ static void on_stage(void *ctx, const struct tllm_activation *activation) {
     counts->before = xq_ccount();
 }
 
-static void print_row(const char *name, uint64_t ticks, uint32_t tokens) {
+static void print_row(const char *name, uint64_t n) {
     xq_print(name);
     xq_print(" ");
-    xq_print_number(ticks * XQ_INSTRUCTIONS / XQ_TICKS / tokens);
+    xq_print_number(n);
     xq_print("\n");
+}
+
+static uint64_t instructions(uint64_t ticks) {
+    return ticks * XQ_INSTRUCTIONS / XQ_TICKS;
 }
 
 /* Multiplications of weights with activations in one token, its head included. */
@@ -55,6 +59,20 @@ static uint32_t stack_used(void) {
     return (uint32_t)((uintptr_t)__stack_top - (uintptr_t)word);
 }
 
+static void print_memory(const struct dev *dev) {
+    const struct dev_memory *memory = &dev->memory;
+    print_row("stack", stack_used());
+    print_row("fast_engine", memory->fast_engine);
+    print_row("fast_program", memory->fast_own);
+    print_row("fast_free", memory->fast_free);
+    print_row("bulk_engine", memory->bulk_engine);
+    print_row("bulk_tokenizer", memory->tokenizer);
+    print_row("bulk_weights", memory->resident);
+    print_row("bulk_program",
+              dev->bulk.used - memory->bulk_engine - memory->tokenizer - memory->resident);
+    print_row("bulk_free", memory->bulk_free);
+}
+
 int xq_count(const char *card, uint32_t tokens) {
     static struct dev dev;
     struct counts counts = {0};
@@ -73,14 +91,12 @@ int xq_count(const char *card, uint32_t tokens) {
     }
     xq_print("\ninstructions a token\n");
     for (uint32_t i = 0; i < TLLM_STAGES; i++) {
-        print_row(stage_names[i], counts.ticks[i], tokens);
+        print_row(stage_names[i], instructions(counts.ticks[i]) / tokens);
         all += counts.ticks[i];
     }
-    print_row("token", all, tokens);
-    xq_print("macs ");
-    xq_print_number(macs(dev.model));
-    xq_print("\nstack ");
-    xq_print_number(stack_used());
-    xq_print("\n");
+    print_row("token", instructions(all) / tokens);
+    print_row("macs", macs(dev.model));
+    xq_print("\nbytes\n");
+    print_memory(&dev);
     return 0;
 }
