@@ -86,11 +86,16 @@ class Session:
         self.prompt_tokens(self._encoder.encode(text))
 
     def prompt_tokens(self, tokens: list[int]) -> None:
-        """Begins a turn with tokens, as `prompt`; BOS is put in front as there."""
+        """Begins a turn with tokens, as `prompt`; BOS is put in front as there.
+
+        No tokens and no BOS begin no turn: the answer before them goes on.
+        """
         facts = self._model.facts
         held = self.tokens
         if not held and facts.add_bos and facts.bos >= 0:
             tokens = [facts.bos, *tokens]
+        if not tokens:
+            return
         room = facts.context - 1
         if len(tokens) > room:
             raise InputError(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cffi
-from tiny_model import CHUNK, TinyModel
+import pytest
+from tiny_model import CHUNK
 
 TINYLLM = Path(__file__).resolve().parents[2] / "firmware" / "lib" / "tinyllm"
 EXPORTS_C = Path(__file__).with_name("exports.c")
@@ -20,7 +24,26 @@ uint32_t test_bits32(uint32_t v);
 uint32_t test_bits64(uint64_t v);
 int32_t test_sat32(int64_t v);
 """
-FAST, BULK, CONTEXT, CRC, IO, CANCELLED, ARG = -6, -7, -8, -4, -5, -9, -1
+SANITIZED = [
+    "-O1",
+    "-g",
+    "-fPIC",
+    "-shared",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=all",
+]
+FAST, BULK, CONTEXT, CRC, IO, CANCELLED, ARG, TOO_LONG = -6, -7, -8, -4, -5, -9, -1, -11
+STOP, DROP = 0, 1
+END_STOP_TOKEN, END_CONTEXT, END_CANCELLED = 1, 3, 4
+
+
+class Model(Protocol):
+    """A model's files in the descriptor's order, and its descriptor."""
+
+    @property
+    def files(self) -> Sequence[tuple[str, bytes]]: ...
+
+    def descriptor(self) -> bytes: ...
 
 
 def sources() -> list[Path]:
@@ -40,6 +63,36 @@ def _declarations(header: Path) -> str:
     return re.sub(r"TLLM_MUST_CHECK|_Static_assert\([^;]*\);", "", text)
 
 
+def run_sanitized(
+    gcc: str, program: Path, *arguments: str, paths: Sequence[Path] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Runs a Python program that opens a library built with `SANITIZED`, in a process of its own.
+
+    Args:
+        gcc: The compiler that built the library.
+        program: The program's file.
+        arguments: Its words.
+        paths: Where it imports from, beside its own folder.
+    """
+    preload = subprocess.run(
+        [gcc, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    if not Path(preload).is_absolute():
+        pytest.skip("gcc's address sanitizer (libasan) is not installed")
+    environment = {
+        "LD_PRELOAD": preload,
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "PYTHONPATH": os.pathsep.join(map(str, paths)),
+    }
+    return subprocess.run(
+        [sys.executable, str(program), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
 def open_library(path: Path) -> tuple[cffi.FFI, Any]:
     """cffi's view of a built library: (ffi, lib)."""
     ffi = cffi.FFI()
@@ -53,7 +106,7 @@ def open_library(path: Path) -> tuple[cffi.FFI, Any]:
 class Port:
     """How the world answers. Counts and records what it is asked."""
 
-    model: TinyModel
+    model: Model
     mapped: Callable[[int, int, int], bool] = lambda _file, _at, _len: False
     prefetches: bool = True
     fail_read: Callable[[int, int, int], int] = lambda _file, _at, _len: 0
@@ -71,10 +124,8 @@ class Port:
 class Engine:
     """One engine in regions of exactly the size it asks for."""
 
-    def __init__(
-        self, ffi: cffi.FFI, lib: Any, model: TinyModel, port: Port, **config: Any
-    ) -> None:
-        self.ffi, self.lib, self.port, self.model = ffi, lib, port, model
+    def __init__(self, ffi: cffi.FFI, lib: Any, model: Model, port: Port, **config: Any) -> None:
+        self.ffi, self.lib, self.port = ffi, lib, port
         self.descriptor = ffi.from_buffer(model.descriptor())
         storage = lib.tllm_descriptor_storage(self.descriptor, len(self.descriptor))
         assert storage > 0
@@ -203,9 +254,39 @@ class Engine:
 
     @property
     def logits(self) -> list[int]:
-        return list(self.ffi.unpack(self.engine.logits, self.model.shape.vocab))
+        return list(self.ffi.unpack(self.engine.logits, self.facts.vocab))
 
     @property
     def fault(self) -> tuple[int, int, int]:
         fault = self.engine.fault
         return int(fault.file), int(fault.offset), int(fault.len)
+
+
+class Session:
+    """The engine's session and its buffers."""
+
+    def __init__(self, engine: Engine, policy: int = STOP) -> None:
+        self.engine, ffi = engine, engine.ffi
+        self.tokens = ffi.new("uint32_t[]", engine.engine.context)
+        self.turn_start = ffi.new("uint8_t[]", engine.engine.context)
+        self.struct = ffi.new("struct tllm_session *")
+        engine.lib.tllm_session_init(self.struct, engine.engine, self.tokens, self.turn_start)
+        self.struct.policy = policy
+
+    def prompt(self, *tokens: int) -> int:
+        return int(self.engine.lib.tllm_session_prompt(self.struct, tokens, len(tokens)))
+
+    def next(self) -> tuple[int, int, int]:
+        """(answer, token, end)."""
+        token = self.engine.ffi.new("uint32_t *", 999)
+        end = self.engine.ffi.new("enum tllm_end *")
+        answer = self.engine.lib.tllm_session_next(self.struct, token, end)
+        return int(answer), int(token[0]), int(end[0])
+
+    @property
+    def held(self) -> list[int]:
+        return [int(self.tokens[i]) for i in range(self.struct.n)]
+
+    @property
+    def turns(self) -> list[int]:
+        return [i for i in range(self.struct.n) if self.turn_start[i]]

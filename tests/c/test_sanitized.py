@@ -2,52 +2,30 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
+from subprocess import CompletedProcess
 
-import engine_library
+import engine_library as el
 import pytest
 
-FLAGS = [
-    "-O1",
-    "-g",
-    "-fPIC",
-    "-shared",
-    "-fsanitize=address,undefined",
-    "-fno-sanitize-recover=all",
-]
+from tests.conftest import Compile
 
 
 @pytest.fixture(scope="module")
-def run(gcc: str, compile_c: Any) -> Any:
-    path = compile_c("libtllm-san.so", gcc, FLAGS, engine_library.sources())
-    preload = subprocess.run(
-        [gcc, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    if not Path(preload).is_absolute():
-        pytest.skip("gcc's address sanitizer (libasan) is not installed")
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(Path(__file__).with_name("sanitized.py")), str(path), *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0"},
-        )
-
-    return run
+def library(gcc: str, compile_c: Compile) -> Path:
+    return compile_c("libtllm-san.so", gcc, el.SANITIZED, el.sources())
 
 
-def test_nothing_undefined_and_nothing_out_of_bounds(run: Any) -> None:
-    result = run()
+def run(gcc: str, library: Path, *words: str) -> CompletedProcess[str]:
+    return el.run_sanitized(gcc, Path(__file__).with_name("sanitized.py"), str(library), *words)
+
+
+def test_nothing_undefined_and_nothing_out_of_bounds(gcc: str, library: Path) -> None:
+    result = run(gcc, library)
     assert (result.returncode, result.stdout) == (0, "all ran\n"), result.stderr
 
 
-def test_an_overrun_would_be_seen(run: Any) -> None:
-    result = run("--overrun")
+def test_an_overrun_would_be_seen(gcc: str, library: Path) -> None:
+    result = run(gcc, library, "--overrun")
     assert result.returncode != 0
     assert "heap-buffer-overflow" in result.stderr

@@ -6,43 +6,19 @@ from collections.abc import Callable
 
 import engine_library as el
 import pytest
+from engine_library import (
+    DROP,
+    END_CANCELLED,
+    END_CONTEXT,
+    END_STOP_TOKEN,
+    STOP,
+    TOO_LONG,
+    Session,
+)
 from tiny_model import Shape, TinyModel, make_model
 
-TOO_LONG = -11
-STOP, DROP = 0, 1
-END_STOP_TOKEN, END_CONTEXT, END_CANCELLED = 1, 3, 4
 MakeEngine = Callable[..., el.Engine]
 SHAPE = Shape(layers=1, context=16)
-
-
-class Session:
-    """A session and its buffers."""
-
-    def __init__(self, engine: el.Engine, policy: int = STOP) -> None:
-        self.engine, ffi = engine, engine.ffi
-        self.tokens = ffi.new("uint32_t[]", engine.engine.context)
-        self.turn_start = ffi.new("uint8_t[]", engine.engine.context)
-        self.struct = ffi.new("struct tllm_session *")
-        engine.lib.tllm_session_init(self.struct, engine.engine, self.tokens, self.turn_start)
-        self.struct.policy = policy
-
-    def prompt(self, *tokens: int) -> int:
-        return int(self.engine.lib.tllm_session_prompt(self.struct, tokens, len(tokens)))
-
-    def next(self) -> tuple[int, int, int]:
-        """(answer, token, end)."""
-        token = self.engine.ffi.new("uint32_t *", 999)
-        end = self.engine.ffi.new("enum tllm_end *")
-        answer = self.engine.lib.tllm_session_next(self.struct, token, end)
-        return int(answer), int(token[0]), int(end[0])
-
-    @property
-    def held(self) -> list[int]:
-        return [int(self.tokens[i]) for i in range(self.struct.n)]
-
-    @property
-    def turns(self) -> list[int]:
-        return [i for i in range(self.struct.n) if self.turn_start[i]]
 
 
 @pytest.fixture(scope="module")
