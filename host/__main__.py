@@ -1,6 +1,17 @@
-"""Makes ``python -m host`` the same as the console script ``host``."""
+"""The start of the console script ``host``, and of ``python -m host``."""
 
-from host.cli import main
+import sys
+
+
+def main() -> None:
+    """Runs the tool. Ctrl-C is quiet from the first import on."""
+    try:
+        from host.cli import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
 
 if __name__ == "__main__":
     main()

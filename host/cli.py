@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from host import __version__
-from host.errors import ExitCode, HostError
+from host.errors import ExitCode, HostError, explain_os_error
 
 if TYPE_CHECKING:
     from host.link.client import Device
@@ -28,7 +29,7 @@ app = typer.Typer(
 Model = Annotated[
     str | None,
     typer.Argument(
-        metavar="[MODEL]",
+        metavar="MODEL",
         show_default=False,
         help="A Hugging Face folder, a llama2.c .bin, a bundled model's name or a hub id; "
         "the bundled model where omitted.",
@@ -37,7 +38,7 @@ Model = Annotated[
 PackageName = Annotated[
     str | None,
     typer.Argument(
-        metavar="[PACKAGE]",
+        metavar="PACKAGE",
         show_default=False,
         help="A folder that `host quantize` made; the one it made last where omitted.",
     ),
@@ -64,24 +65,47 @@ SimDir = Annotated[
         help="State folder of the simulated board.",
     ),
 ]
+RemoveOld = Annotated[
+    bool,
+    typer.Option(
+        "--remove-old", help="First remove packages from the card that are not the current one."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 def main() -> None:
     """Runs the tool; expected failures become one sentence on stderr and an exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="replace")
+    _prepare_streams()
     try:
         app(standalone_mode=True)
     except HostError as exc:
         _end(str(exc), exc.exit_code)
     except KeyboardInterrupt:
         _end("", ExitCode.INTERRUPTED)
-    except BrokenPipeError:
-        # Whoever read the output has enough; Python would complain once more while it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _end("", ExitCode.OK)
+    except BrokenPipeError:  # whoever read the output has enough
+        _drop_output()
+        sys.exit(int(ExitCode.OK))
+    except OSError as exc:
+        if exc.filename is not None or exc.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        _drop_output()
+        _end(str(explain_os_error(exc, "The output")), ExitCode.USAGE)
+
+
+def _prepare_streams() -> None:
+    """Gives streams that were closed before the start a place, and all of them UTF-8."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - to the end
+        elif mode == "w" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+
+
+def _drop_output() -> None:
+    """Keeps Python from complaining once more about the output while it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _end(message: str, code: ExitCode) -> NoReturn:
@@ -129,7 +153,7 @@ def quantize(
     force: Annotated[bool, typer.Option(help="Replace a package that is there.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Turns a float checkpoint into a package of integers for the board."""
+    """Turns a float checkpoint into a package of integers."""
     from host.board.make import make_package, show_package
 
     made = make_package(model, output, tokenizer=tokenizer, force=force)
@@ -143,7 +167,7 @@ def headers(
         Path | None, typer.Option("--output", "-o", show_default=False, help="Folder to write to.")
     ] = None,
 ) -> None:
-    """Writes the C headers that build a package's facts into the firmware."""
+    """Writes a package's facts as a C header for the firmware."""
     from host.board import ui
     from host.board.make import make_headers
 
@@ -185,7 +209,10 @@ def simulate(
     size: Annotated[bool, typer.Option("--size", help="Print code, stack and memory.")] = False,
     sim_dir: SimDir = None,
 ) -> None:
-    """Runs a simulated ESP32-CAM; any terminal program and `host -p` can talk to it."""
+    """Runs a simulated ESP32-CAM.
+
+    Any terminal program and `host -p` can talk to it.
+    """
     from host.board.simulate import prepare_card, simulate
 
     options: list[str] = []
@@ -211,8 +238,8 @@ def simulate(
 def chat(
     prompt: Annotated[
         str | None,
-        typer.Argument(show_default=False, help="Answer this alone; else ask on the terminal, "
-                       "or read a prompt a line from a pipe."),
+        typer.Argument(metavar="PROMPT", show_default=False, help="Answer this alone; else ask on "
+                       "the terminal, or read a prompt a line from a pipe."),
     ] = None,
     port: Port = "sim",
     baud: Baud = 115200,
@@ -260,7 +287,10 @@ def verify(
     seed: Annotated[int, typer.Option(min=0, help="Of random tokens and sampling.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Compares a board with the reference, bit for bit; exit code 1 where they differ."""
+    """Compares a board with the reference, bit for bit.
+
+    The exit code is 1 where they differ.
+    """
     from host.board import ui
     from host.board.verify import read_text, verify
     from host.models import resolve_package
@@ -289,9 +319,13 @@ def upload(
     max_baud: Annotated[
         int, typer.Option(help="The fastest rate to try while uploading.")
     ] = 2_000_000,
+    remove_old: RemoveOld = False,
     as_json: Json = False,
 ) -> None:
-    """Sends a package through the board onto its card and makes it current."""
+    """Sends a package through the board onto its card.
+
+    An upload that was interrupted goes on where it was. The package becomes the current one.
+    """
     from dataclasses import asdict
 
     from host.board import ui
@@ -304,7 +338,10 @@ def upload(
         _connect(port, baud, sim_dir) as device,
         ui.progress("upload", contents.size) as advance,
     ):
-        done = upload(device, contents, progress=advance, max_baud=max_baud)
+        done = upload(
+            device, contents, progress=advance, there=advance.there, say=ui.note,
+            max_baud=max_baud, remove_old=remove_old,
+        )  # fmt: skip
     if as_json:
         ui.show_json(asdict(done))
     else:
@@ -314,11 +351,21 @@ def upload(
 @app.command()
 def card(
     target: Annotated[
-        Path, typer.Argument(help="A mounted card, a folder, or a name.img for a FAT32 image.")
+        Path,
+        typer.Argument(
+            metavar="TARGET", help="A mounted card, a folder, or a name.img for a FAT32 image."
+        ),
     ],
     package: PackageName = None,
+    remove_old: RemoveOld = False,
+    as_json: Json = False,
 ) -> None:
-    """Writes a package to a mounted card, a folder or a FAT32 image, and reads it back."""
+    """Writes a package to a card in a reader, a folder or an image.
+
+    What was written is read back and compared.
+    """
+    from dataclasses import asdict
+
     from host.board import ui
     from host.board.card import write_target
     from host.board.contents import Contents
@@ -326,8 +373,13 @@ def card(
 
     contents = Contents.of(resolve_package(package))
     with ui.progress("card", contents.size) as advance:
-        done = write_target(target, contents, advance)
-    ui.say(done.sentence())
+        done = write_target(
+            target, contents, advance, there=advance.there, remove_old=remove_old, say=ui.note
+        )
+    if as_json:
+        ui.show_json(asdict(done))
+    else:
+        ui.say(done.sentence())
 
 
 @app.command()
@@ -346,6 +398,7 @@ def flash(
     baud: Baud = 115200,
     sim_dir: SimDir = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
+    remove_old: RemoveOld = False,
     environment: Annotated[
         str, typer.Option("--environment", "-e", help="Of platformio.ini.")
     ] = "esp32cam",
@@ -362,7 +415,12 @@ def flash(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Builds and writes the firmware, uploads the package and verifies the board."""
+    """Brings firmware and package onto a board and verifies it.
+
+    Builds the firmware for the package, writes it into the flash of a board in its boot loader
+    (IO0 at GND while it is reset), uploads the package and verifies it. What is unchanged is
+    skipped; nothing is asked.
+    """
     from dataclasses import asdict
 
     from host.board import ui
@@ -380,6 +438,7 @@ def flash(
         positions=positions,
         flash_baud=flash_baud,
         force=force,
+        remove_old=remove_old,
         say=ui.note if as_json else ui.say,
     )
     if as_json and done is not None:
@@ -399,7 +458,10 @@ def doctor(
     sim_dir: SimDir = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Looks at ports, board, card and memory, and says what is wrong."""
+    """Looks at ports, board, card and memory for what is wrong.
+
+    The exit code is 1 where it finds something.
+    """
     from host.board.doctor import examine, show
 
     report = examine(port, baud, sim_dir)
@@ -432,7 +494,10 @@ def bench(
     tokens: Annotated[int, typer.Option("-n", "--tokens", min=8, help="Tokens a run.")] = 64,
     as_json: Json = False,
 ) -> None:
-    """Measures the simulated board: tokens a second, bytes read, prompt against answer."""
+    """Measures the speed of the simulated board.
+
+    Tokens a second, bytes read, prompt against answer.
+    """
     from host.board.bench import bench, show
 
     show(bench(package, tokens), as_json=as_json)
@@ -443,7 +508,10 @@ def demo(
     model: Model = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the story.")] = 0,
 ) -> None:
-    """Quantizes the bundled model, boots a simulated board, verifies it and tells a story."""
+    """Shows it all on a simulated board, to a story's end.
+
+    Quantizes the bundled model, boots the board, verifies it and chats, or tells one story.
+    """
     from host.board.demo import demo
 
     demo(model, seed)

@@ -59,7 +59,10 @@ def make_package(
             before = percent
 
         made = quantize_checkpoint(checkpoint, folder, report)
-    remember_package(folder)
+    try:
+        remember_package(folder)
+    except HostError as exc:
+        ui.note(f"The package is made, but commands have to be given its name: {exc}")
     return made
 
 

@@ -8,7 +8,26 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-Advance = Callable[[int], None]
+
+class Advance:
+    """Moves a progress bar on; `there` does so by what cost no time and says nothing of the rate."""
+
+    def __init__(
+        self,
+        advance: Callable[[int], None] | None = None,
+        there: Callable[[int], None] | None = None,
+    ) -> None:
+        self._advance, self._there = advance, there
+
+    def __call__(self, count: int) -> None:
+        """So much was done."""
+        if self._advance is not None:
+            self._advance(count)
+
+    def there(self, count: int) -> None:
+        """So much was done before."""
+        if self._there is not None:
+            self._there(count)
 
 
 def say(text: str = "") -> None:
@@ -32,6 +51,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     """Prints a table; every column but the first is aligned to the right."""
     from rich import box
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
 
     made = Table(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
@@ -42,6 +62,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     console = Console(file=sys.stdout, highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 120
+    # Figures are never cut: a terminal that is too narrow wraps the lines.
+    wide = console.options.update_width(1000)
+    console.width = max(console.width, Measurement.get(console, wide, made).maximum)
     console.print(made)
 
 
@@ -55,7 +78,7 @@ def progress(what: str, total: int, counts: str = "") -> Iterator[Advance]:
         counts: What is counted, where it is not bytes.
     """
     if not sys.stderr.isatty():
-        yield lambda _: None
+        yield Advance()
         return
     from rich.console import Console
     from rich.progress import (
@@ -75,7 +98,12 @@ def progress(what: str, total: int, counts: str = "") -> Iterator[Advance]:
     columns = [TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn()]
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda n: bar.advance(task, n)
+
+        def there(count: int) -> None:
+            # A new start of the clock that the rate and the time left are taken from.
+            bar.reset(task, completed=int(bar.tasks[0].completed) + count, total=total)
+
+        yield Advance(lambda count: bar.advance(task, count), there)
 
 
 def size_text(count: float) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import pty
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +87,7 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for command in COMMANDS:
         assert f"\n  {command} " in done.stdout
+    assert "..." not in done.stdout.partition("Commands:")[2]  # no sentence is cut
     assert done.stdout.strip().splitlines()[-1] == "[]"
 
 
@@ -301,6 +306,89 @@ def test_a_terminal_has_line_editing_and_history(loaded: Host, state: Path, sim:
         assert process.wait() == 0
     os.close(master)
     assert (state / "history").read_text().count("+Once upon a time\n") == 1
+
+
+def in_a_terminal(columns: int, *args: object, **environment: str) -> bytes:
+    """What `host` shows on a terminal of some width."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    command = [sys.executable, "-m", "host", *map(str, args)]
+    settings = {**os.environ, "TERM": "xterm", **environment}
+    settings.pop("COLUMNS", None)
+    shown = b""
+    with subprocess.Popen(
+        command, stdin=slave, stdout=slave, stderr=slave, env=settings
+    ) as process:
+        os.close(slave)
+        with contextlib.suppress(OSError):  # the end of a pseudo-terminal
+            while data := os.read(master, 4096):
+                shown += data
+    os.close(master)
+    assert process.returncode == 0, shown
+    return shown
+
+
+def test_a_narrow_terminal_cuts_no_figure_and_no_colour_is_none(
+    stories260k_bin: Path, stories260k_tokenizer: Path, tmp_path: Path
+) -> None:
+    state = str(tmp_path / "state")
+    args = ("quantize", stories260k_bin, "--tokenizer", stories260k_tokenizer, "-o")
+    shown = in_a_terminal(30, *args, tmp_path / "a", HOST_STATE_DIR=state, NO_COLOR="1")
+    assert re.search(rb"layer04_down_proj +64 x 172 +int8 +11,008 ", shown)
+    assert "…".encode() not in shown.partition(b"tensor")[2]
+    assert not re.search(rb"\x1b\[(1;)?[39]\dm", shown)
+
+
+# --- streams that are not there -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("redirect", "code", "said"),
+    [
+        ("> /dev/full", 2, "The output does not fit: the disk is full."),
+        (">&-", 0, ""),
+        ("2>&-", 0, ""),
+        ("<&-", 0, ""),
+    ],
+)
+def test_streams_that_are_closed_or_full_are_no_reason_for_a_traceback(
+    loaded: Host, state: Path, sim: Path, redirect: str, code: int, said: str
+) -> None:
+    assert loaded("doctor", "-p", "sim").code == 0
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" -m host doctor -p sim {redirect}', sys.executable],
+        capture_output=True, text=True, check=False,
+        env={**os.environ, "TLLM_SIM": str(sim), "HOST_STATE_DIR": str(state)},
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith(said)
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_while_modules_are_imported_is_quiet(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-m", "host", "doctor"],
+        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_a_package_that_cannot_be_remembered_is_made_all_the_same(
+    host: Host, stories260k_bin: Path, tmp_path: Path, state: Path
+) -> None:
+    state.write_text("a file where the folder would be")
+    said = host("quantize", stories260k_bin, "-o", tmp_path / "p")
+    assert said.code == 0
+    assert "have to be given its name" in sentence(said.err)
+    assert "fingerprint" in said.out
+
+
+def test_what_a_card_got_is_json_for_programs(host: Host, package: Path, tmp_path: Path) -> None:
+    said = json.loads(host("card", tmp_path / "card", package, "--json").out)
+    assert said["files"] > 10
+    assert said["switched"] is True
 
 
 # --- bad input: one sentence, exit 2, nothing written ---------------------------------------------
