@@ -83,6 +83,7 @@ _OS_ADVICE: dict[int, tuple[str, str]] = {
     errno.EEXIST: ("exists already", "Choose another name, or remove it first"),
     errno.ENOTEMPTY: ("is a folder that is not empty", "Choose another name, or remove it first"),
     errno.ENAMETOOLONG: ("is too long a name", "Choose a shorter one"),
+    errno.ELOOP: ("is a link that leads nowhere", "Name the file itself"),
     errno.EIO: ("cannot be read or written: the device reports an error", "Check the device"),
     errno.ECONNREFUSED: ("refuses the connection", "Check that it runs and the port number"),
     errno.ENXIO: ("is not there any more", "Plug it in again"),

@@ -1,21 +1,26 @@
 """JSON from outside, read without trust.
 
-Python's reader takes duplicate keys, NaN, infinities and lone surrogates; here each is refused, as
-is a file beyond a stated size, and every field is fetched with its type and range.
+Python's reader takes duplicate keys, NaN, infinities, lone surrogates and whatever depth its stack
+holds; here each is refused, as is a file beyond a stated size, and every field is fetched with its
+type and range.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from host.errors import InputError, explain_os_error
+from host.errors import InputError
+from host.files import read_file
 
 MAX_BYTES = 1 << 20
+MAX_DEPTH = 32
 _MAX_SHOWN = 40
+_MAX_DIGITS = 400
 
 
 class JsonObject:
@@ -128,7 +133,7 @@ class JsonObject:
         """
         if not isinstance(value, dict):
             raise self.wrong(f"{key} is {shown(value)}, and an object is wanted")
-        return JsonObject(value, f"{self.name}, {key},", self.next_step)
+        return JsonObject(value, f"{self.name}, {plain(key)},", self.next_step)
 
     def only(self, keys: Iterable[str]) -> None:
         """Refuses fields that are not among the keys.
@@ -160,6 +165,11 @@ def shown(value: object) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
+def plain(text: str) -> str:
+    """Returns a text from a file as one short line of ASCII, for a message."""
+    return json.dumps(text)[1:-1][: 2 * _MAX_SHOWN]
+
+
 def parse_object(data: bytes, name: str, next_step: str) -> JsonObject:
     """Reads a JSON object.
 
@@ -172,13 +182,20 @@ def parse_object(data: bytes, name: str, next_step: str) -> JsonObject:
         InputError: It is no valid JSON object, or has what `json` would let pass: a key twice, NaN,
             a number beyond float64, half of a surrogate pair.
     """
+    return JsonObject(parse_fields(data, name, next_step), name, next_step)
+
+
+def parse_fields(data: bytes, name: str, next_step: str) -> dict[str, object]:
+    """As `parse_object`, for a reader that checks the fields itself."""
     try:
         value = json.loads(
             data.decode("utf-8"),
             object_pairs_hook=_unique,
             parse_constant=_refuse_constant,
             parse_float=_finite,
+            parse_int=_bounded,
         )
+        _check_depth(value)
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeError:
         raise InputError(f"{name} is not valid UTF-8", next_step) from None
@@ -191,7 +208,7 @@ def parse_object(data: bytes, name: str, next_step: str) -> JsonObject:
         raise InputError(f"{name} is not usable JSON: {error}", next_step) from None
     if not isinstance(value, dict):
         raise InputError(f"{name} is not a JSON object", next_step)
-    return JsonObject(value, name, next_step)
+    return value
 
 
 def read_object(path: Path, next_step: str, max_bytes: int = MAX_BYTES) -> JsonObject:
@@ -205,27 +222,40 @@ def read_object(path: Path, next_step: str, max_bytes: int = MAX_BYTES) -> JsonO
     Raises:
         InputError: It cannot be read, is too long, or `parse_object` refuses it.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
-    except OSError as error:
-        raise explain_os_error(error, path) from error
-    if len(data) > max_bytes:
-        raise InputError(f"{path.name} is longer than {max_bytes} bytes", next_step)
-    return parse_object(data, path.name, next_step)
+    return parse_object(read_file(path, max_bytes, next_step), path.name, next_step)
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"the key {shown(twice)} is there twice")
     return found
 
 
 def _refuse_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is no number")
+
+
+def _check_depth(value: object) -> None:
+    """Whatever a caller's own depth, what is read can be walked through and shown."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner.extend(item.values())
+            elif isinstance(item, list):
+                inner.extend(item)
+        level = inner
+    if level:
+        raise RecursionError
+
+
+def _bounded(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"{text[:_MAX_SHOWN]}... is too large a number")
+    return int(text)
 
 
 def _finite(text: str) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 from host.checkpoint import huggingface, llama2c
 from host.checkpoint.model import Checkpoint, FloatArray, LlamaConfig, layer_tensor
 from host.checkpoint.pickles import is_pickle_name, pickle_error
-from host.errors import InputError
+from host.errors import InputError, explain_os_error
 
 __all__ = ["Checkpoint", "FloatArray", "LlamaConfig", "layer_tensor", "load_checkpoint"]
 
@@ -29,23 +29,31 @@ def load_checkpoint(path: str | Path, tokenizer: Path | None = None) -> Checkpoi
     Raises:
         InputError: It does not exist, is damaged, is a pickle, or is not supported.
     """
-    place = Path(path)
+    try:
+        return _load(Path(path), tokenizer)
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+
+
+def _load(place: Path, tokenizer: Path | None) -> Checkpoint:
     if place.is_dir():
         if (place / "descriptor.bin").is_file() and not (place / huggingface.CONFIG).is_file():
-            raise InputError(f"{path} is a package already", "Name the checkpoint it was made from")
+            raise InputError(
+                f"{place} is a package already", "Name the checkpoint it was made from"
+            )
         return huggingface.read_folder(place, tokenizer, _folder_name(place.resolve()))
     if place.exists():
         if is_pickle_name(place):
             raise pickle_error(place)
         if place.suffix in (".safetensors", ".json"):
             raise InputError(
-                f"{path} is one file of a model", f"Name the folder it lies in, {place.parent}"
+                f"{place} is one file of a model", f"Name the folder it lies in, {place.parent}"
             )
         return llama2c.read_file(place, tokenizer)
-    if _HUB_NAME.fullmatch(str(path)):
-        folder = huggingface.fetch_from_hub(str(path))
-        return huggingface.read_folder(folder, tokenizer, str(path).split("/")[1])
-    raise InputError(f"{path} does not exist", "Check the name")
+    if _HUB_NAME.fullmatch(str(place)):
+        folder = huggingface.fetch_from_hub(str(place))
+        return huggingface.read_folder(folder, tokenizer, str(place).split("/")[1])
+    raise InputError(f"{place} does not exist", "Check the name")
 
 
 def _folder_name(folder: Path) -> str:

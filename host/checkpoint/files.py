@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.checkpoint.model import FloatArray
-from host.errors import InputError, explain_os_error
+from host.errors import InputError
+from host.files import opened
 
 _BLOCK = 1 << 20
 
@@ -37,17 +38,14 @@ def read_floats(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> 
         ) from None
     flat = result.reshape(-1)
     itemsize = 4 if dtype == "F32" else 2
-    try:
-        with path.open("rb", buffering=0) as file:
-            file.seek(offset)
-            for at in range(0, flat.size, _BLOCK):
-                part = flat[at : at + _BLOCK]
-                raw = file.read(part.size * itemsize)
-                if len(raw) != part.size * itemsize:
-                    raise InputError(f"{path} ends too early", "Get the file again")
-                part[:] = _decode(raw, dtype)
-    except OSError as error:
-        raise explain_os_error(error, path) from error
+    with opened(path, buffering=0) as file:
+        file.seek(offset)
+        for at in range(0, flat.size, _BLOCK):
+            part = flat[at : at + _BLOCK]
+            raw = file.read(part.size * itemsize)
+            if len(raw) != part.size * itemsize:
+                raise InputError(f"{path} ends too early", "Get the file again")
+            part[:] = _decode(raw, dtype)
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from host.checkpoint.llama_config import read_config
@@ -17,13 +18,15 @@ from host.checkpoint.pickles import pickle_error, pickles_in
 from host.checkpoint.safetensors_file import DTYPES, StoredTensor, list_tensors
 from host.checkpoint.tokens import fit_tokenizer
 from host.errors import InputError
-from host.strict_json import read_object
+from host.files import is_file
+from host.strict_json import plain, read_object
 from host.tokenizer import load_tokenizer
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_INDEX_BYTES = 64 << 20
+_INDEX_BYTES = 8 << 20
+_SHARD = re.compile(r"[\w-][\w.-]*\.safetensors", re.ASCII)
 _REMEDY = "Get the checkpoint again"
 _HUB_FILES = [CONFIG, "*.safetensors", INDEX, "tokenizer.model", "tokenizer*.json"]
 _DERIVED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
@@ -40,7 +43,7 @@ def read_folder(folder: Path, tokenizer: Path | None, name: str) -> Checkpoint:
     Raises:
         InputError: A file is missing or damaged, or the model is not supported.
     """
-    if not (folder / CONFIG).is_file():
+    if not is_file(folder / CONFIG):
         if found := pickles_in(folder):
             raise pickle_error(found[0])
         raise InputError(
@@ -85,9 +88,9 @@ def fetch_from_hub(name: str) -> Path:
 
 
 def _stored(folder: Path) -> dict[str, StoredTensor]:
-    if (folder / SINGLE).is_file():
+    if is_file(folder / SINGLE):
         return list_tensors(folder / SINGLE)
-    if not (folder / INDEX).is_file():
+    if not is_file(folder / INDEX):
         if found := pickles_in(folder):
             raise pickle_error(found[0])
         raise InputError(f"{folder} has neither {SINGLE} nor {INDEX}", _REMEDY)
@@ -97,12 +100,12 @@ def _stored(folder: Path) -> dict[str, StoredTensor]:
     stored: dict[str, StoredTensor] = {}
     for key in weight_map:
         shard = weight_map.text(key)
-        if Path(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
-            raise index.wrong(f"{shard[:40]!r} is no name of a safetensors file beside it")
+        if not _SHARD.fullmatch(shard):
+            raise index.wrong(f"{shard[:40]!a} is no name of a safetensors file beside it")
         if shard not in shards:
             shards[shard] = list_tensors(folder / shard)
         if key not in shards[shard]:
-            raise InputError(f"{shard} has no tensor {key[:80]}, which {INDEX} says", _REMEDY)
+            raise InputError(f"{shard} has no tensor {plain(key)}, which {INDEX} says", _REMEDY)
         stored[key] = shards[shard][key]
     return stored
 
@@ -128,7 +131,7 @@ def _check(config: LlamaConfig, stored: dict[str, StoredTensor]) -> None:
         if key not in shapes and key != HEAD and not key.endswith(_DERIVED):
             what = "a bias" if key.endswith(".bias") else "not part of a plain Llama model"
             raise InputError(
-                f"The checkpoint has the tensor {key[:80]}, which is {what}",
+                f"The checkpoint has the tensor {plain(key)}, which is {what}",
                 "Use a plain Llama model",
             )
 

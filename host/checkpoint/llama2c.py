@@ -7,6 +7,7 @@ where the head is a matrix of its own. Then float32 arrays, each for all layers,
 from __future__ import annotations
 
 import math
+import os
 import struct
 from collections.abc import Callable
 from functools import partial
@@ -29,7 +30,8 @@ from host.checkpoint.model import (
 )
 from host.checkpoint.pickles import is_pickle, is_pickle_name, pickle_error
 from host.checkpoint.tokens import fit_tokenizer
-from host.errors import InputError, explain_os_error
+from host.errors import InputError
+from host.files import is_file, opened
 from host.tokenizer import load_tokenizer
 
 _HEADER = struct.Struct("<7i")
@@ -64,12 +66,9 @@ def read_file(path: Path, tokenizer: Path | None) -> Checkpoint:
         InputError: The file is a pickle, of another format, or not as long as its header says; or
             the tokenizer is missing or another model's.
     """
-    try:
-        with path.open("rb") as file:
-            start = file.read(_HEADER.size)
-        size = path.stat().st_size
-    except OSError as error:
-        raise explain_os_error(error, path) from error
+    with opened(path) as file:
+        start = file.read(_HEADER.size)
+        size = os.fstat(file.fileno()).st_size
     if is_pickle_name(path) or is_pickle(start):
         raise pickle_error(path)
     config = _config(path, start)
@@ -171,7 +170,7 @@ def _read_rotary(path: Path, offset: int, shape: tuple[int, ...], head_dim: int)
 
 def _tokenizer_beside(path: Path, vocab: int) -> Path:
     for name in (f"tok{vocab}.bin", "tokenizer.bin", "tokenizer.model"):
-        if (beside := path.with_name(name)).is_file():
+        if is_file(beside := path.with_name(name)):
             return beside
     raise InputError(
         f"There is no tokenizer beside {path}, neither tok{vocab}.bin nor tokenizer.bin",

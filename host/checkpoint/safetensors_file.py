@@ -8,13 +8,15 @@ file; this reader needs neither torch nor more memory than one tensor.
 from __future__ import annotations
 
 import math
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 from host.checkpoint.files import read_floats
 from host.checkpoint.model import FloatArray
-from host.errors import InputError, explain_os_error
+from host.errors import InputError
+from host.files import opened
 from host.strict_json import JsonObject, parse_object
 
 DTYPES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -44,7 +46,7 @@ _ALL_BITS = {
     "F64": 64,
     "C64": 64,
 }
-_MAX_HEADER = 16 << 20
+_MAX_HEADER = 8 << 20
 _MAX_DIMENSIONS = 8
 _MAX_NUMBER = 1 << 62
 _REMEDY = "Get the file again"
@@ -84,16 +86,13 @@ def list_tensors(path: Path) -> dict[str, StoredTensor]:
     Raises:
         InputError: The file cannot be read, is truncated, or its header contradicts itself.
     """
-    try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            prefix = file.read(8)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-            if not 2 <= length <= min(size - 8, _MAX_HEADER):
-                raise _damaged(path, f"its header cannot be {length} bytes long")
-            data = file.read(length)
-    except OSError as error:
-        raise explain_os_error(error, path) from error
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= length <= min(size - 8, _MAX_HEADER):
+            raise _damaged(path, f"its header cannot be {length} bytes long")
+        data = file.read(length)
     if len(data) != length or data[:1] != b"{":
         raise _damaged(path, "it does not begin with a header")
     header = parse_object(data, f"The header of {path.name}", _REMEDY)

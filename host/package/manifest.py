@@ -18,7 +18,7 @@ from host.strict_json import JsonObject, parse_object
 FORMAT = "tinyllm-package"
 VERSION = 1
 GENERATOR = f"host {__version__}"
-MAX_BYTES = 256 << 20
+MAX_BYTES = 64 << 20
 _REMEDY = "Make the package again, or copy it again from where it is whole"
 _KEYS = ("format", "version", "generator", "name", "fingerprint", "chunk_bytes", "files")
 _FILE_KEYS = ("name", "size", "sha256", "crc32", "chunks")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from host.errors import InputError, explain_os_error
+from host.errors import InputError
+from host.files import is_file, opened, read_file
 from host.package.config import PackageConfig, check_config, check_scales, parse_config
 from host.package.descriptor import parse_descriptor
-from host.package.facts import FileEntry, ModelFacts, Scale, TensorEntry, shown_name
+from host.package.facts import FileEntry, ModelFacts, Scale, TensorEntry
 from host.package.layout import (
     CHUNK_BYTES,
     CONFIG,
@@ -66,18 +68,18 @@ class Package:
                 the manifest, the descriptor and the JSON files disagree.
         """
         folder = Path(path)
-        if not (folder / MANIFEST).is_file():
+        if not is_file(folder / MANIFEST):
             what = (
                 "is not a package: it has no manifest.json" if folder.is_dir() else "is no folder"
             )
             raise InputError(f"{folder} {what}", "Name the folder that `host quantize` made")
-        manifest = parse_manifest(_read(folder / MANIFEST, MAX_BYTES))
+        manifest = parse_manifest(read_file(folder / MANIFEST, MAX_BYTES, _REMEDY))
         small = {name: manifest.file(name) for name in (DESCRIPTOR, CONFIG, SCALES)}
         for file in manifest.files:
             _check_size(folder, file)
             if verify or file.name in small:
                 _check_content(folder, file)
-        data = {name: _read(folder / name, _MAX_SMALL_BYTES) for name in small}
+        data = {name: read_file(folder / name, _MAX_SMALL_BYTES, _REMEDY) for name in small}
         model = parse_descriptor(data[DESCRIPTOR])
         _check_manifest(manifest, model)
         config = parse_config(data[CONFIG])
@@ -86,30 +88,30 @@ class Package:
         return cls(folder, model, config, manifest)
 
     def tensor(self, index: int) -> NDArray[np.int8] | NDArray[np.int16]:
-        """Returns a tensor, read-only and mapped, so that only what is used is read.
+        """Reads a tensor. It is not mapped: a file cut short meanwhile would end the program.
 
         Args:
             index: Place in ``model.tensors``.
 
         Returns:
-            int8 (rows, cols), or int16 (cols) of a norm.
+            int8 (rows, cols), or int16 (cols) of a norm; read-only.
 
         Raises:
-            InputError: The file cannot be read any more.
+            InputError: The file cannot be read any more, or is shorter than it was.
         """
         entry = self.model.tensors[index]
         is_norm = entry.dtype is DType.INT16
         shape = (entry.cols,) if is_norm else (entry.rows, entry.cols)
         path = self.path / self.model.files[entry.file].name
-        try:
-            values: NDArray[Any] = np.memmap(
-                path, dtype=entry.dtype.numpy, mode="r", offset=entry.offset, shape=shape
+        count = entry.rows * entry.cols
+        with opened(path) as file:
+            values: NDArray[Any] = np.fromfile(
+                file, dtype=entry.dtype.numpy, count=count, offset=entry.offset
             )
-        except OSError as error:
-            raise explain_os_error(error, path) from error
-        except ValueError as error:
-            raise InputError(f"{path} is shorter than it was when opened", _REMEDY) from error
-        return values
+        if values.size != count:
+            raise InputError(f"{path} is shorter than it was when opened", _REMEDY)
+        values.flags.writeable = False
+        return values.reshape(shape)
 
     def read_file(self, name: str) -> bytes:
         """Returns the content of a file that the manifest lists, or of the manifest.
@@ -118,9 +120,9 @@ class Package:
             InputError: It is not listed, cannot be read, or has changed its size.
         """
         if name == MANIFEST:
-            return _read(self.path / MANIFEST, MAX_BYTES)
+            return read_file(self.path / MANIFEST, MAX_BYTES, _REMEDY)
         size = self.manifest.file(name).size
-        data = _read(self.path / name, size)
+        data = read_file(self.path / name, size, _REMEDY)
         if len(data) != size:
             raise _wrong_size(self.path / name, len(data), size)
         return data
@@ -148,12 +150,10 @@ def _check_manifest(manifest: Manifest, model: ModelFacts) -> None:
 
 def _check_size(folder: Path, file: ManifestFile) -> None:
     path = folder / file.name
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"{path} is missing from the package", _REMEDY)
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise explain_os_error(error, path) from error
+    with opened(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
     if size != file.size:
         raise _wrong_size(path, size, file.size)
 
@@ -161,12 +161,9 @@ def _check_size(folder: Path, file: ManifestFile) -> None:
 def _check_content(folder: Path, file: ManifestFile) -> None:
     path = folder / file.name
     checksums = Checksums()
-    try:
-        with path.open("rb") as stream:
-            while block := stream.read(_BLOCK):
-                checksums.update(block)
-    except OSError as error:
-        raise explain_os_error(error, path) from error
+    with opened(path) as stream:
+        while block := stream.read(_BLOCK):
+            checksums.update(block)
     found = checksums.entry(file.name)
     if found.size != file.size:
         raise _wrong_size(path, found.size, file.size)
@@ -185,14 +182,3 @@ def _check_content(folder: Path, file: ManifestFile) -> None:
 
 def _wrong_size(path: Path, size: int, wanted: int) -> InputError:
     return InputError(f"{path} is {size} bytes long, and {MANIFEST} says {wanted}", _REMEDY)
-
-
-def _read(path: Path, max_bytes: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
-    except OSError as error:
-        raise explain_os_error(error, path) from error
-    if len(data) > max_bytes:
-        raise InputError(f"{shown_name(str(path))} is longer than {max_bytes} bytes", _REMEDY)
-    return data

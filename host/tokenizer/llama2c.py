@@ -10,7 +10,15 @@ import math
 import struct
 
 from host.errors import InputError
-from host.tokenizer.spec import SPACE, Piece, PieceType, TokenizerSpec, byte_piece, dense_ranks
+from host.tokenizer.spec import (
+    MAX_PIECE_BYTES,
+    SPACE,
+    Piece,
+    PieceType,
+    TokenizerSpec,
+    byte_piece,
+    dense_ranks,
+)
 
 _UNK, _BOS, _EOS = 0, 1, 2
 _SPECIALS = (
@@ -20,7 +28,6 @@ _SPECIALS = (
 )
 _FIRST_BYTE = 3
 _FIRST_NORMAL = _FIRST_BYTE + 256
-_MAX_LONGEST = 4096
 _ENTRY = struct.Struct("<fi")
 
 
@@ -41,7 +48,7 @@ def read_llama2c(data: bytes, name: str) -> TokenizerSpec:
     if len(data) < 4:
         raise wrong(f"it has {len(data)} bytes")
     (longest,) = struct.unpack_from("<i", data)
-    if not 1 <= longest <= _MAX_LONGEST:
+    if not 1 <= longest <= MAX_PIECE_BYTES:
         raise wrong(f"it states that its longest piece has {longest} bytes")
     texts: list[str] = []
     scores: list[float] = []

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from host.errors import InputError, explain_os_error
+from host.errors import InputError
+from host.files import is_file, read_file
+from host.strict_json import parse_fields
 from host.tokenizer.llama2c import read_llama2c
 from host.tokenizer.sentencepiece_model import read_sentencepiece
 from host.tokenizer.spec import TokenizerSpec
 from host.tokenizer.tokenizer_json import read_tokenizer_json
 
 _IN_FOLDER = ("tokenizer.model", "tokenizer.json", "tokenizer.bin")
-_MAX_BYTES = 64 * 1024 * 1024
+_MAX_BYTES = 32 << 20
 
 
 def load_tokenizer(path: Path) -> TokenizerSpec:
@@ -27,14 +28,14 @@ def load_tokenizer(path: Path) -> TokenizerSpec:
         InputError: The file is missing, damaged, or of a kind that is not supported.
     """
     if path.is_dir():
-        present = [path / name for name in _IN_FOLDER if (path / name).is_file()]
+        present = [path / name for name in _IN_FOLDER if is_file(path / name)]
         if not present:
             raise InputError(
                 f"{path} has no tokenizer.model and no tokenizer.json",
                 "Get the tokenizer that belongs to the model",
             )
         path = present[0]
-    data = _read(path)
+    data = read_file(path, _MAX_BYTES, "Check the name")
     name = str(path)
     if path.suffix == ".bin":
         if data.startswith(b"TTOK"):
@@ -60,25 +61,11 @@ def load_tokenizer(path: Path) -> TokenizerSpec:
     )
 
 
-def _read(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise InputError(f"{path} is too large for a tokenizer", "Check the name")
-        return path.read_bytes()
-    except OSError as error:
-        raise explain_os_error(error, path) from error
-
-
 def _config(path: Path) -> dict[str, object]:
-    if not path.is_file():
+    if not is_file(path):
         return {}
-    try:
-        config = json.loads(_read(path))
-    except (ValueError, RecursionError):
-        raise InputError(f"{path} is not valid JSON", "Get the file again") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{path} is not a JSON object", "Get the file again")
-    return config
+    remedy = "Get the file again"
+    return parse_fields(read_file(path, _MAX_BYTES, remedy), str(path), remedy)
 
 
 def _token(config: dict[str, object], key: str, default: str) -> str:

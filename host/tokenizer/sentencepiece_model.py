@@ -11,7 +11,15 @@ import struct
 from collections.abc import Iterator
 
 from host.errors import InputError
-from host.tokenizer.spec import NO_ID, Piece, PieceType, TokenizerSpec, dense_ranks
+from host.strict_json import plain
+from host.tokenizer.spec import (
+    NO_ID,
+    Piece,
+    PieceType,
+    TokenizerSpec,
+    check_size,
+    dense_ranks,
+)
 
 _MODEL_TYPES = {1: "unigram", 2: "BPE", 3: "word", 4: "char"}
 _BPE = 2
@@ -65,8 +73,10 @@ def _read(data: bytes, name: str, add_bos: bool) -> TokenizerSpec:
         score = _float(piece, 2)
         if not math.isfinite(score):
             raise _DamagedError(f"piece {index} has the score {score}")
+        encoded = _bytes(piece, 1)
+        check_size(index, len(encoded))
         try:
-            texts.append(_bytes(piece, 1).decode("utf-8"))
+            texts.append(encoded.decode("utf-8"))
         except UnicodeDecodeError:
             raise _DamagedError(f"piece {index} is not valid UTF-8") from None
         scores.append(score)
@@ -119,7 +129,7 @@ def _refuse_unsupported(
         raise _unsupported(name, "an unk_surface of its own")
     if _bytes(normalizer, 2):
         rule = _bytes(normalizer, 1).decode("utf-8", "replace") or "unnamed"
-        raise _unsupported(name, f"normalizer {rule}")
+        raise _unsupported(name, f"normalizer {plain(rule)}")
     if _integer(normalizer, 4, 1):
         raise _unsupported(name, "remove_extra_whitespaces")
     if not _integer(normalizer, 5, 1):

@@ -12,7 +12,8 @@ from host.errors import InputError
 SPACE = "\u2581"
 """What stands for a space in pieces."""
 MAX_VOCAB = 131072
-MAX_PIECE_BYTES = 0xFFFF
+MAX_PIECE_BYTES = 1008
+"""What the board holds of one token's text; reading takes time in the square of it."""
 MAX_RANK = 0xFFFFFFFF
 NO_ID = -1
 
@@ -117,6 +118,20 @@ def byte_value(text: bytes) -> int:
     return BYTE_VALUES.get(text, NO_ID)
 
 
+def check_size(index: int, size: int) -> None:
+    """Checks a piece's size.
+
+    Args:
+        index: The piece's place.
+        size: Its bytes.
+
+    Raises:
+        InputError: It is empty, or beyond what a board holds.
+    """
+    if not 1 <= size <= MAX_PIECE_BYTES:
+        raise _refuse(f"piece {index} is {size} bytes long, and 1 to {MAX_PIECE_BYTES} are allowed")
+
+
 def dense_ranks(keys: dict[str, float]) -> dict[str, int]:
     """Ranks the pieces that a merge can make.
 
@@ -152,8 +167,7 @@ def _check(spec: TokenizerSpec) -> None:
         raise _refuse(f"it has {count} pieces, and 1 to {MAX_VOCAB} are supported")
     byte_pieces: set[bytes] = set()
     for index, (text, kind, rank) in enumerate(spec.pieces):
-        if not 1 <= len(text) <= MAX_PIECE_BYTES:
-            raise _refuse(f"piece {index} is {len(text)} bytes long")
+        check_size(index, len(text))
         if not 0 <= rank <= MAX_RANK:
             raise _refuse(f"piece {index} has the rank {rank}")
         try:

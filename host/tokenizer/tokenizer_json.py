@@ -10,10 +10,10 @@ SentencePiece is followed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 from host.errors import InputError
+from host.strict_json import parse_fields, plain, shown
 from host.tokenizer.spec import (
     MAX_VOCAB,
     NO_ID,
@@ -23,12 +23,13 @@ from host.tokenizer.spec import (
     TokenizerSpec,
     byte_piece,
     byte_value,
+    check_size,
     dense_ranks,
     splits,
 )
 
 _Object = dict[str, object]
-_DECODERS = {"ByteFallback", "Fuse", "Metaspace", "Replace", "Strip"}
+_DECODERS = ("ByteFallback", "Fuse", "Metaspace", "Replace", "Strip")
 _UNMERGED = float("inf")
 
 
@@ -57,11 +58,7 @@ def read_tokenizer_json(
         InputError: The file is damaged or of another kind.
     """
     reader = _Reader(name)
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
-        raise InputError(f"{name} is not valid JSON", "Get the file again") from None
-    root = reader.as_object(document, "the file")
+    root = parse_fields(data, name, "Get the file again")
     model = reader.as_object(root.get("model"), "model")
     prefix = reader.prefix_space(root)
     reader.check_model(root, model)
@@ -79,13 +76,15 @@ def read_tokenizer_json(
             kinds.append(PieceType.UNKNOWN)
         elif text in added:
             kinds.append(PieceType.CONTROL)
-        elif byte_value(text.encode("utf-8", "replace")) >= 0:
+        elif byte_value(text.encode("utf-8")) >= 0:
             kinds.append(PieceType.BYTE)
         else:
             kinds.append(PieceType.NORMAL)
     normal = [
         text for text, kind in zip(texts.values(), kinds, strict=True) if kind == PieceType.NORMAL
     ]
+    for index, text in texts.items():
+        check_size(index, len(text.encode("utf-8")))
     ranks = reader.ranks(model, normal)
 
     def control(text: str) -> int:
@@ -94,13 +93,10 @@ def read_tokenizer_json(
     bos = control(bos_token)
     if add_bos is None:
         add_bos = bos != NO_ID and bos_token in reader.tokens_in_front(root)
-    try:
-        pieces = tuple(
-            Piece(text.encode("utf-8"), kind, ranks.get(text, 0))
-            for text, kind in zip(texts.values(), kinds, strict=True)
-        )
-    except UnicodeEncodeError:
-        raise reader.damaged("a piece is not valid Unicode") from None
+    pieces = tuple(
+        Piece(text.encode("utf-8"), kind, ranks.get(text, 0))
+        for text, kind in zip(texts.values(), kinds, strict=True)
+    )
     return TokenizerSpec(
         pieces,
         unk=kinds.index(PieceType.UNKNOWN) if PieceType.UNKNOWN in kinds else NO_ID,
@@ -110,6 +106,10 @@ def read_tokenizer_json(
         byte_fallback=True,
         add_bos=add_bos and bos != NO_ID,
     )
+
+
+def _named(value: object) -> str:
+    return shown(value).strip('"')
 
 
 class _Reader:
@@ -154,7 +154,7 @@ class _Reader:
     def check_model(self, root: _Object, model: _Object) -> None:
         kind = model.get("type", "BPE")
         if kind != "BPE":
-            raise self.unsupported(f"model type {kind}")
+            raise self.unsupported(f"model type {_named(kind)}")
         for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
             if model.get(key):
                 raise self.unsupported(key)
@@ -162,7 +162,7 @@ class _Reader:
             raise self.unsupported("BPE without byte_fallback")
         for step in self.steps(root.get("decoder"), "decoder", "decoders"):
             if step.get("type") not in _DECODERS:
-                raise self.unsupported(f"decoder {step.get('type')}")
+                raise self.unsupported(f"decoder {_named(step.get('type'))}")
 
     def prefix_space(self, root: _Object) -> bool:
         """Checks how text becomes pieces' characters; returns whether a space goes in front."""
@@ -179,19 +179,19 @@ class _Reader:
             ):
                 replaced = True
             else:
-                raise self.unsupported(f"normalizer {kind}")
+                raise self.unsupported(f"normalizer {_named(kind)}")
         for step in self.steps(root.get("pre_tokenizer"), "pre_tokenizer", "pretokenizers"):
             kind = step.get("type")
             if kind == "ByteLevel":
                 raise self.unsupported("byte-level BPE")
             if kind != "Metaspace" or step.get("replacement") != SPACE or replaced:
-                raise self.unsupported(f"pre_tokenizer {kind}")
+                raise self.unsupported(f"pre_tokenizer {_named(kind)}")
             replaced = True
             scheme = step.get("prepend_scheme")
             if scheme is None:
                 scheme = "always" if step.get("add_prefix_space", True) else "never"
             if scheme not in ("always", "first", "never"):
-                raise self.unsupported(f"prepend_scheme {scheme}")
+                raise self.unsupported(f"prepend_scheme {_named(scheme)}")
             prefix = prefix or scheme != "never"
             if step.get("split", True):
                 self._check_split(root)
@@ -202,7 +202,8 @@ class _Reader:
     def _check_split(self, root: _Object) -> None:
         """Splitting before each space changes nothing if no piece has one inside."""
         model = self.as_object(root.get("model"), "model")
-        special = {self.as_object(t, "a token").get("content") for t in self._added(root)}
+        contents = [self.as_object(t, "a token").get("content") for t in self._added(root)]
+        special = {content for content in contents if isinstance(content, str)}
         for text in self.vocab(model):
             if SPACE in text[1:] and text not in special:
                 raise self.unsupported("Metaspace with split and pieces that go across it")
@@ -251,20 +252,28 @@ class _Reader:
             if {merges[place] for place in places.get(text, [])} != set(splits(text, keys)):
                 raise self._not_sentencepiece(text)
 
+        sorted_to = self._sorted_to(merges)
         start = end = -1
         for text, own in places.items():  # by their first merge
             if own[0] > end:
                 start = own[0]
-            elif not self._is_tie(merges[start : own[-1] + 1]):
+            elif sorted_to[start] < own[-1]:
                 raise self._not_sentencepiece(text)
             end = max(end, own[-1])
             keys[text] = start
         return dense_ranks(keys)
 
-    def _is_tie(self, merges: list[tuple[str, str]]) -> bool:
-        """Whether merges of several pieces are mixed as transformers mixes equal scores."""
+    def _sorted_to(self, merges: list[tuple[str, str]]) -> list[int]:
+        """For each merge the last one up to which longer parts come first.
+
+        So transformers mixes the merges of pieces that have equal scores.
+        """
         lengths = [(len(left), len(right)) for left, right in merges]
-        return lengths == sorted(lengths, reverse=True)
+        ends = list(range(len(merges)))
+        for place in range(len(merges) - 2, -1, -1):
+            if lengths[place] >= lengths[place + 1]:
+                ends[place] = ends[place + 1]
+        return ends
 
     def _merge(self, entry: object, place: int) -> tuple[str, str]:
         parts = entry.split(" ") if isinstance(entry, str) else entry
@@ -275,12 +284,11 @@ class _Reader:
         raise self.damaged(f"merge {place} is not a pair")
 
     def _not_sentencepiece(self, text: str) -> InputError:
-        shown = text[:20].encode("unicode_escape").decode()
-        return self.unsupported(f"merges that are not SentencePiece's at the piece '{shown}'")
+        return self.unsupported(f"merges that are not SentencePiece's at the piece '{plain(text)}'")
 
-    def tokens_in_front(self, root: _Object) -> set[object]:
+    def tokens_in_front(self, root: _Object) -> list[object]:
         """The special tokens that the post-processor puts before a text."""
-        front: set[object] = set()
+        front: list[object] = []
         for step in self.steps(root.get("post_processor"), "post_processor", "processors"):
             if step.get("type") != "TemplateProcessing":
                 continue
@@ -288,5 +296,5 @@ class _Reader:
                 part = self.as_object(item, "post_processor")
                 if "SpecialToken" not in part:
                     break
-                front.add(self.as_object(part["SpecialToken"], "post_processor").get("id"))
+                front.append(self.as_object(part["SpecialToken"], "post_processor").get("id"))
         return front
