@@ -19,6 +19,7 @@ from pathlib import Path
 
 from host.board.contents import SLOT_BYTES, CardFile, Contents, next_slot
 from host.board.fat32 import MIN_BYTES, SECTOR, format_fat32
+from host.board.stored import full_card, removable, stored_on
 from host.board.ui import size_text
 from host.errors import InputError, OutputError, ToolError, explain_os_error
 
@@ -50,8 +51,18 @@ class Written:
 Progress = Callable[[int], None]
 
 
-def write_target(target: Path, contents: Contents, progress: Progress = lambda _: None) -> Written:
+def write_target(
+    target: Path,
+    contents: Contents,
+    progress: Progress = lambda _: None,
+    *,
+    there: Progress | None = None,
+    remove_old: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Written:
     """Writes a package to a folder, a mounted card or, where the name ends in `.img`, an image.
+
+    An image is always made anew; for the rest see `write_card`.
 
     Raises:
         OutputError: It does not fit, or the card does not keep what is written.
@@ -64,16 +75,33 @@ def write_target(target: Path, contents: Contents, progress: Progress = lambda _
             f"{target} is a disk, not a folder",
             "Mount it and name the mount point, or make a .img file and copy it with `dd`",
         )
-    return write_card(target, contents, progress)
+    return write_card(target, contents, progress, there=there, remove_old=remove_old, say=say)
 
 
-def write_card(card: Path, contents: Contents, progress: Progress = lambda _: None) -> Written:
+def write_card(
+    card: Path,
+    contents: Contents,
+    progress: Progress = lambda _: None,
+    *,
+    there: Progress | None = None,
+    remove_old: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Written:
     """Writes a package to a card's folder and makes it current. What is there and equal stays.
+
+    Args:
+        card: The folder.
+        contents: The package.
+        progress: Called with the bytes written.
+        there: Called instead with those of files that were there already.
+        remove_old: First remove the packages that are neither current nor this one.
+        say: Called with a line for each package that is removed.
 
     Raises:
         OutputError: It does not fit, or the card does not keep what is written.
     """
     done = Written(str(card))
+    there = progress if there is None else there
     folder = card / _ROOT / contents.folder
     try:
         if not card.is_dir():
@@ -84,9 +112,11 @@ def write_card(card: Path, contents: Contents, progress: Progress = lambda _: No
         for file in contents.files:
             if _is_equal(folder / file.name, file):
                 done.skipped += 1
-                progress(file.size)
+                there(file.size)
             else:
                 todo.append(file)
+        if remove_old:
+            _remove_old(card, contents, say)
         _check_space(card, todo, folder)
         folder.mkdir(parents=True, exist_ok=True)
         for file in todo:
@@ -105,12 +135,25 @@ def _check_space(card: Path, todo: list[CardFile], folder: Path) -> None:
     for file in todo:
         with contextlib.suppress(OSError):
             held += (folder / f"{file.name}.part").stat().st_size
-    need, free = sum(file.size for file in todo), shutil.disk_usage(card).free + held
+    need, free = sum(file.size for file in todo) - held, shutil.disk_usage(card).free
     if need > free:
-        raise OutputError(
-            f"{card} has {free:,} bytes free, and the package needs {need:,}",
-            "Remove files from the card, or use a larger one",
-        )
+        stored = stored_on(card / _ROOT, read_slot_fingerprint(card))
+        raise OutputError(*full_card(str(card), free, need, stored, folder.name))
+
+
+def _remove_old(card: Path, contents: Contents, say: Callable[[str], None]) -> None:
+    root = card / _ROOT
+    for package in stored_on(root, read_slot_fingerprint(card)):
+        names = removable([package], contents.folder)
+        if names:
+            unfinished = "unfinished files of " if package.is_current else ""
+            say(f"Removing {unfinished}{package.sentence()}")
+        for name in names:
+            path = root / name
+            if path.is_dir():
+                path.rmdir()
+            else:
+                path.unlink()
 
 
 def _is_equal(path: Path, file: CardFile) -> bool:

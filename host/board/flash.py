@@ -40,6 +40,7 @@ class _Plan:
     environment: str
     flash_baud: int
     force: bool
+    remove_old: bool
     say: Callable[[str], None]
 
 
@@ -66,6 +67,7 @@ def flash(
     positions: int = 8,
     flash_baud: int = DEFAULT_BAUD,
     force: bool = False,
+    remove_old: bool = False,
     say: Callable[[str], None] = ui.say,
 ) -> Flashed | None:
     """Brings program and package onto a board, and verifies it.
@@ -81,6 +83,7 @@ def flash(
         positions: To verify.
         flash_baud: Bits a second while the flash is written.
         force: Build and write even where nothing changed.
+        remove_old: First remove packages from the card that are not the current one.
         say: Called with each line about a step.
 
     Returns:
@@ -94,7 +97,9 @@ def flash(
     chosen = port or only_port()
     contents = Contents.of(package)
     root = None if _has_its_program(chosen, baud) else find_project(project)
-    plan = _Plan(package, contents, chosen, baud, root, environment, flash_baud, force, say)
+    plan = _Plan(
+        package, contents, chosen, baud, root, environment, flash_baud, force, remove_old, say
+    )
     for line in announcement(plan):
         say(line)
     if dry_run:
@@ -110,7 +115,10 @@ def flash(
     with Device(_line_to(plan, sim_dir, is_fresh=written > 0)) as device:
         try:
             with ui.progress("upload", contents.size) as advance:
-                done = upload(device, contents, progress=advance)
+                done = upload(
+                    device, contents, progress=advance, there=advance.there, say=say,
+                    remove_old=remove_old,
+                )  # fmt: skip
         except Refused as exc:
             raise _another_program(exc, "write" in skipped and root is not None) from exc
         say(f"4/5 upload: {done.sentence()}")
@@ -133,7 +141,11 @@ def announcement(plan: _Plan) -> list[str]:
         lines.append(f"  built from {plan.project} ({plan.environment});")
     card = f"/tllm/{plan.contents.folder}/ on its card ({ui.size_text(plan.contents.size)})"
     lines.append(f"{'then' if lines else 'This writes'} {card}, and makes it the current model.")
-    lines.append("Other files and models on the card stay.")
+    lines.append(
+        "Models on the card that are neither this one nor the current one are removed."
+        if plan.remove_old
+        else "Other files and models on the card stay."
+    )
     return lines
 
 

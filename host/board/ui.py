@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Advance:
-    """Moves a progress bar on; `there` does so by what cost no time and says nothing of the rate."""
+    """Moves a progress bar on. `there` does so by what was done before, which tells no speed."""
 
     def __init__(
         self,

@@ -4,7 +4,8 @@ A file goes in pieces of its 4,096-byte chunks, as far ahead as the board's wind
 board tells which 64-byte pieces it holds, and the line keeps the order of what it carries, so a
 frame is lost for certain when one sent after it has arrived; only then, or when the board says so
 after everything was sent, is it sent again. Pieces shrink while many are lost and grow while none
-are.
+are. Where even the smallest are mostly lost, one chunk at a time is sent, each piece several times
+before the board is asked, because acks and questions are lost as well.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from host.board.contents import CardFile, Contents
+from host.board.stored import full_card, removable, stored_in
 from host.board.ui import size_text
 from host.errors import BoardError, LinkError
 from host.link.client import (
@@ -22,14 +25,18 @@ from host.link.client import (
     PIECE_BYTES,
     Ack,
     Device,
+    LineTooBad,
     Refused,
     Status,
 )
 
-_GIVE_UP_S = 20.0
-_ATTEMPTS = 5
+_GIVE_UP_S = 60.0  # without a chunk written
+_ATTEMPTS = 4  # one after another, of which none brings anything forward
 _LOSSY = 0.25
-_FRAME_OVERHEAD = 32  # head, piece's place, CRC-32, COBS and the zeros, rounded up
+_MOSTLY_LOST, _MOSTLY_HELD = 0.6, 0.2  # of what one round sent
+_MOST_COPIES = 32
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -42,6 +49,7 @@ class Uploaded:
     resumed: int = 0
     line_bytes: int = 0
     lost_frames: int = 0
+    removed: int = 0
     seconds: float = 0.0
     baud: int | None = None
 
@@ -62,16 +70,15 @@ class Uploaded:
 Progress = Callable[[int], None]
 
 
-class LineTooBad(LinkError):
-    """Frames get through now and then, but files will not in a time that anyone waits."""
-
-
 def upload(
     device: Device,
     contents: Contents,
     *,
     progress: Progress = lambda _: None,
+    there: Progress | None = None,
+    say: Callable[[str], None] = lambda _: None,
     max_baud: int = BAUD_RATES[0],
+    remove_old: bool = False,
 ) -> Uploaded:
     """Brings a package onto the board's card and makes it current.
 
@@ -79,33 +86,49 @@ def upload(
         device: The board.
         contents: The package.
         progress: Called with the bytes that are now certain to be on the card.
+        there: Called instead with those that were there before, which say nothing of the speed.
+        say: Called with a line for each package that is removed.
         max_baud: The fastest rate to try on a serial line.
+        remove_old: First remove the packages that are neither current nor this one, and their
+            unfinished files.
 
     Raises:
-        Refused: The board has no card, it is full, or the like.
+        BoardError: The board has no card, it is full, or the like.
         LinkError: The line lost too much, or the board went silent. What has arrived is kept, and
             another upload goes on from there.
     """
     result = Uploaded()
+    there = progress if there is None else there
     start = device.now()
-    fastest(device, max_baud)
+    _persist(device, lambda: fastest(device, max_baud))
     todo = []
     for file in contents.files:
-        if _is_there(device, contents, file):
+        if _persist(device, lambda file=file: _is_there(device, contents, file)):  # type: ignore[misc]
             result.skipped += 1
-            progress(file.size)
+            there(file.size)
         else:
             todo.append(file)
-    _check_space(device, contents, todo)
+    if remove_old:
+        result.removed = _persist(device, lambda: _remove_old(device, contents, say))
+    _persist(device, lambda: _check_space(device, contents, todo))
     for file in todo:
-        _send_file(device, contents, file, result, progress)
+        _send_file(device, contents, file, result, progress, there)
         result.files += 1
-    info = device.info()
-    if todo or info.get("state") != "ready" or info.get("fingerprint") != contents.fingerprint:
-        device.commit(contents.fingerprint)
+    _persist(device, lambda: _make_current(device, contents, bool(todo)))
     result.seconds = device.now() - start
     result.baud = device.baud
     return result
+
+
+def _persist(device: Device, work: Callable[[], T]) -> T:
+    """Does what may be done twice again where the line failed it and the board is found again."""
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return work()
+        except LinkError:
+            device.reconnect()
+            _slow_down(device)
+    return work()
 
 
 def fastest(device: Device, max_baud: int = BAUD_RATES[0]) -> None:
@@ -131,34 +154,77 @@ def _is_there(device: Device, contents: Contents, file: CardFile) -> bool:
     return tuple(device.sums(name, len(file.chunks))) == file.chunks
 
 
+def _make_current(device: Device, contents: Contents, is_new: bool) -> None:
+    info = device.info()
+    if is_new or info.get("state") != "ready" or info.get("fingerprint") != contents.fingerprint:
+        device.commit(contents.fingerprint)
+
+
+def _remove_old(device: Device, contents: Contents, say: Callable[[str], None]) -> int:
+    stored = stored_in(device.entries())
+    count = 0
+    for package in stored:
+        names = removable([package], contents.folder)
+        if not names:
+            continue
+        unfinished = "unfinished files of " if package.is_current else ""
+        say(f"Removing {unfinished}{package.sentence()}")
+        for name in names:
+            try:
+                device.remove(name)
+            except Refused as exc:
+                # It is gone already where the answer to an earlier try was lost with the line.
+                if exc.status != Status.FILE_SYSTEM or _is_listed(device, name):
+                    raise
+        count += 1
+    return count
+
+
+def _is_listed(device: Device, name: str) -> bool:
+    return any(entry.name == name for entry in device.entries())
+
+
 def _check_space(device: Device, contents: Contents, todo: list[CardFile]) -> None:
     need = sum(file.size for file in todo)
+    if not need:
+        return
     held = sum(device.stat(_name(contents, file))[1] or 0 for file in todo)
     free, _ = device.space()
     if need > free + held:
-        raise BoardError(
-            f"The card has {free:,} bytes free, and the package needs {need:,}",
-            "Remove files from the card, or use a larger one",
-        )
+        stored = stored_in(device.entries())
+        raise BoardError(*full_card("The card", free, need - held, stored, contents.folder))
 
 
 def _send_file(
-    device: Device, contents: Contents, file: CardFile, result: Uploaded, progress: Progress
+    device: Device,
+    contents: Contents,
+    file: CardFile,
+    result: Uploaded,
+    progress: Progress,
+    there: Progress,
 ) -> None:
     reported = 0
 
-    def advance(chunks: int) -> None:
+    def advance(chunks: int, tell: Progress = progress) -> None:
         nonlocal reported
         done = min(file.size, chunks * CHUNK_BYTES)
-        progress(max(0, done - reported))
-        reported = max(reported, done)
+        if done > reported:
+            tell(done - reported)
+            reported = done
 
     failures = 0
+    is_first = True
     while True:
         before = reported
         try:
+            if not is_first and _is_there(device, contents, file):
+                advance(len(file.chunks))
+                return
             keep = _chunks_to_keep(device, contents, file)
-            result.resumed += keep * CHUNK_BYTES
+            if is_first:
+                result.resumed += keep * CHUNK_BYTES
+                advance(keep, there)
+            is_first = False
             seq = device.open(
                 contents.fingerprint, file.name, file.size, file.crc32, keep * CHUNK_BYTES
             )
@@ -175,13 +241,13 @@ def _send_file(
             # A reset board has no file open; a line that was cut comes back, or does not.
             if isinstance(exc, Refused) and exc.status not in (Status.STATE, Status.MISMATCH):
                 raise
+            is_first = False
             failures = 1 if reported > before else failures + 1
             if failures >= _ATTEMPTS:
                 raise
             if isinstance(exc, LinkError):
                 device.reconnect()
-                if not _slow_down(device) and isinstance(exc, LineTooBad):
-                    raise
+                _slow_down(device)
 
 
 def _slow_down(device: Device) -> bool:
@@ -223,6 +289,8 @@ class _Sender:
     _piece: int = CHUNK_BYTES
     _loss: float = 0.0
     _lucky: int = 0
+    _copies: int = 1
+    _round: int = 1
     _serial: int = 0
     _flying: deque[_InFlight] = field(default_factory=deque)
     _held: dict[int, int] = field(default_factory=dict)  # bitmaps the board reported
@@ -233,22 +301,19 @@ class _Sender:
         """Sends until every chunk is written.
 
         Raises:
-            LineTooBad: No chunk got through for `_GIVE_UP_S` seconds.
+            LinkError: No chunk got through for `_GIVE_UP_S` seconds, or the board is silent.
         """
-        self.advance(self.written)
         moved = self.device.now()
         while self.written < len(self.file.chunks):
             before = self.written
             if self._send_next():
                 for ack in self.device.acks(self.seq):
                     self._take(ack, None)
+            elif self._round < self._copies:
+                self._round += 1
+                self._sent = {chunk: self._held.get(chunk, 0) for chunk in self._sent}
             else:
-                acks = self.device.acks(self.seq, self._stall())
-                for ack in acks:
-                    self._take(ack, None)
-                if not acks:
-                    last = self._serial
-                    self._take(self.device.poll(2 * self._stall()), last)
+                self._hear_out()
             if self.written > before:
                 moved = self.device.now()
             elif self.device.now() - moved > _GIVE_UP_S:
@@ -257,12 +322,40 @@ class _Sender:
                     "Use a shorter cable or a lower baud rate; what has arrived is kept",
                 )
 
+    def _hear_out(self) -> None:
+        """Waits for acks after all was sent; asks where none comes, and fits the copies."""
+        acks = self.device.acks(self.seq, self._stall())
+        for ack in acks:
+            self._take(ack, None)
+        if acks:
+            return
+        last = self._serial
+        wanted = max(1, self._missing())
+        self._take(self.device.poll(2 * self._stall()), last)
+        if self._piece == PIECE_BYTES:
+            lost = self._missing() / wanted
+            if lost > _MOSTLY_LOST:
+                self._copies = min(2 * self._copies, _MOST_COPIES)
+            elif lost < _MOSTLY_HELD:
+                self._copies = max(1, self._copies // 2)
+        self._round = 1
+
+    def _missing(self) -> int:
+        """Pieces that the window lacks."""
+        count = 0
+        for chunk in self._window():
+            pieces = -(-len(self._chunk(chunk)) // PIECE_BYTES)
+            count += pieces - self._held.get(chunk, 0).bit_count()
+        return count
+
     def _stall(self) -> float:
         baud = self.device.baud
         return self.device.resend_after / 2 + (2 * CHUNK_BYTES * 10 / baud if baud else 0.0)
 
     def _window(self) -> range:
         chunks = max(2, self.device.hello.window_bytes // CHUNK_BYTES)
+        if self._piece == PIECE_BYTES and (self._copies > 1 or self._loss > _LOSSY):
+            chunks = 1
         return range(self.written, min(self.written + chunks, len(self.file.chunks)))
 
     def _chunk(self, chunk: int) -> bytes:
@@ -326,9 +419,11 @@ class _Sender:
         return self._held.get(frame.chunk, 0) & frame.pieces == frame.pieces
 
     def _learn(self, arrived: bool) -> None:
+        self.lost_frames += not arrived
+        if self._copies > 1:  # one of several arrived, which says nothing of each
+            return
         self._loss += ((not arrived) - self._loss) / 8
         self._lucky = self._lucky + 1 if arrived else 0
-        self.lost_frames += not arrived
         if self._loss > _LOSSY and self._piece > PIECE_BYTES:
             self._piece //= 2
             self._loss /= 2

@@ -41,6 +41,7 @@ __all__ = [
     "Captured",
     "Device",
     "End",
+    "Entry",
     "Fed",
     "Generated",
     "Hello",
@@ -128,6 +129,16 @@ class Captured:
 
     mantissas: npt.NDArray[np.int64]
     exponent: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of LIST: a file and its bytes, or a folder (None), its model, if it is current."""
+
+    name: str
+    size: int | None
+    model: str = ""
+    is_current: bool = False
 
 
 @dataclass(frozen=True)
@@ -495,17 +506,25 @@ class Device:
         """Makes the package current and has it loaded."""
         self.request(Request.COMMIT, bytes.fromhex(fingerprint), patience=WORK_S)
 
-    def files(self) -> list[tuple[str, int]]:
-        """Names and sizes of `/tllm` and the current package."""
-        found: list[tuple[str, int]] = []
+    def entries(self) -> list[Entry]:
+        """What lies in `/tllm`: files and folders, and the files in those, in the board's order."""
+        found: list[Entry] = []
         while True:
-            rest = self.request(Request.LIST, struct.pack("<H", len(found)))
-            lines = rest.decode(errors="replace").splitlines()
+            rest = self.request(Request.LIST, struct.pack("<H", len(found)), patience=WORK_S)
+            lines = rest.decode(errors="replace").split("\n")[:-1]
             for line in lines:
                 size, _, name = line.partition(" ")
-                found.append((name, int(size) if size.isdigit() else 0))
+                if size.isdigit():
+                    found.append(Entry(name, int(size)))
+                else:
+                    name, _, model = name.partition(" ")
+                    found.append(Entry(name, None, model, size == "*"))
             if not lines:
                 return found
+
+    def files(self) -> list[tuple[str, int]]:
+        """Names and sizes of the files in `/tllm` and its folders."""
+        return [(entry.name, entry.size) for entry in self.entries() if entry.size is not None]
 
     def remove(self, name: str) -> None:
         """Deletes a file, or an empty folder."""

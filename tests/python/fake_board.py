@@ -79,6 +79,7 @@ class FakeBoard:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.current = ""
+        self.models: dict[str, str] = {}
         self.capacity = 1 << 30
         self.upload: Upload | None = None
         self.runs: list[tuple[int, bytes]] = []  # every request that was run, not repeated
@@ -317,11 +318,24 @@ class FakeBoard:
 
     def _on_27(self, _: Frame, data: bytes) -> bytes:
         (first,) = struct.unpack("<H", data)
-        lines = [f"{len(content)} {name}" for name, content in sorted(self.files.items())]
+        lines = []
+        for name, content in sorted(self.files.items()):
+            folder = name.split("/")[0]
+            mark = "*" if self.current.startswith(folder) else "-"
+            line = f"{mark} {folder} {self.models.get(folder, '')}".rstrip()
+            lines += [line] if "/" in name and line not in lines else []
+            lines.append(f"{len(content)} {name}")
         return "".join(f"{line}\n" for line in lines[first : first + 3]).encode()
 
     def _on_28(self, _: Frame, data: bytes) -> bytes:
-        if self.files.pop(data.decode(), None) is None:
+        name = data.decode()
+        folder = name.split("/")[0]
+        if self.current.startswith(folder) and not name.endswith(".part"):
+            raise Refusal(-109)
+        if name == folder:
+            if any(other.startswith(f"{folder}/") for other in self.files):
+                raise Refusal(-102)
+        elif self.files.pop(name, None) is None:
             raise Refusal(-102)
         return b""
 

@@ -111,6 +111,46 @@ def test_a_disk_that_fills_up_leaves_the_old_model_current(
     assert not list((tmp_path / "card").rglob("*.part"))
 
 
+def test_a_full_card_names_what_lies_on_it_and_removes_the_old_when_asked(
+    tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = tmp_path / "card"
+    write_card(card, contents)
+    old, part = card / "tllm" / "00000001", card / "tllm" / contents.folder / "a.bin.part"
+    old.mkdir()
+    (old / "descriptor.bin").write_bytes(b"TLLM" + bytes(124) + b"tiny dog".ljust(32, b"\0"))
+    (old / "x.bin").write_bytes(bytes(5000))
+    (card / "tllm" / "photos").mkdir()
+    part.write_bytes(bytes(40))
+    (tmp_path / "next").mkdir()
+    after = make_contents(tmp_path / "next", {"a.bin": 9000})
+    after = Contents(B, after.files)
+    usage = shutil.disk_usage(card)._replace(free=4000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    with pytest.raises(OutputError) as caught:
+        write_card(card, after)
+    said = str(caught.value)
+    assert "has 4,000 bytes free and the package needs 9,000: 5,000 are missing" in said
+    assert "00000001: tiny dog, 5.2 kB" in said
+    assert f"{contents.folder}: no whole package, 10.1 kB, the current model" in said
+    assert "--remove-old removes what is not current and frees 5,200" in said
+    assert old.is_dir()
+    assert not (card / "tllm" / after.folder).exists()
+
+    lines: list[str] = []
+    monkeypatch.undo()
+    write_card(card, after, remove_old=True, say=lines.append)
+    assert [line.split(",")[0] for line in lines] == [
+        "Removing 00000001: tiny dog",
+        f"Removing unfinished files of {contents.folder}: no whole package",
+    ]
+    assert not old.exists()
+    assert not part.exists()
+    assert (card / "tllm" / "photos").is_dir()
+    assert (card / "tllm" / contents.folder / "a.bin").is_file()
+    assert read_slot_fingerprint(card) == B
+
+
 def test_what_is_no_card_is_refused(tmp_path: Path, contents: Contents) -> None:
     with pytest.raises(InputError, match="does not exist"):
         write_target(tmp_path / "none" / "card", contents)

@@ -306,7 +306,12 @@ def test_open_takes_no_directory_and_removing_spares_what_is_needed(
     listed = _list(board)
     mine = [line.split(" ", 1)[1] for line in listed if "12345678/" in line]
     assert sorted(mine) == sorted(f"12345678/{p.name}" for p in other.iterdir())
-    assert "- 12345678" in listed
+    assert "- 12345678 stories260K" in listed
+    assert f"* {head} stories260K" in listed
+    part = tmp_path / "tllm" / head / "q_proj.bin.part"
+    part.write_bytes(b"left over")
+    assert board.good(Kind.REMOVE, f"{head}/q_proj.bin.part".encode())
+    assert not part.exists()
     assert "64 slot0" in listed
     for name in mine:
         assert board.good(Kind.REMOVE, name.encode())

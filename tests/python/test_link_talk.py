@@ -217,7 +217,8 @@ def test_long_answers_come_in_parts_where_they_are_lost_whole() -> None:
 
 @given(st.text(max_size=60), st.randoms(use_true_random=False))
 def test_any_pieces_in_any_order_make_the_text(text: str, chance: random.Random) -> None:
-    data, shown = text.encode(), []
+    data = text.encode()
+    shown: list[str] = []
     taken = Text(shown.append)
     cuts = sorted(chance.randint(0, len(data)) for _ in range(5))
     pieces = [(a, data[a:b]) for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]

@@ -88,10 +88,110 @@ def test_a_part_is_kept_up_to_its_first_wrong_chunk(contents: Contents, spoilt: 
 def test_a_card_too_small_is_said_before_anything_is_sent(contents: Contents) -> None:
     board = FakeBoard()
     board.capacity = contents.size - 1
-    with pytest.raises(BoardError, match=f"needs {contents.size:,}") as caught:
+    with pytest.raises(BoardError, match=f"needs {contents.size:,}: 1 are missing") as caught:
         upload(Device(FakeLine(board)), contents)
+    assert "use a larger one" in str(caught.value)
     assert caught.value.exit_code == 2
     assert board.files == {}
+
+
+def crowded() -> FakeBoard:
+    """A board whose card holds the current package, an old one and one that was never finished."""
+    board = FakeBoard()
+    board.current = "cccccccc" + "00" * 28
+    board.models = {"cccccccc": "now", "00000001": "tiny dog"}
+    board.files = {
+        "cccccccc/a.bin": bytes(5000), "cccccccc/a.bin.part": bytes(300),
+        "00000001/a.bin": bytes(7000), "00000001/b.bin": bytes(10),
+        "00000002/a.bin.part": bytes(20), "notes.txt": bytes(9), "mine/x": bytes(8),
+    }  # fmt: skip
+    return board
+
+
+def test_a_full_card_says_what_lies_on_it_and_how_to_make_room(contents: Contents) -> None:
+    board = crowded()
+    before = dict(board.files)
+    used = sum(map(len, board.files.values()))
+    board.capacity = used + contents.size - 7000
+    with pytest.raises(BoardError) as caught:
+        upload(Device(FakeLine(board)), contents)
+    said = str(caught.value)
+    assert f"has {contents.size - 7000:,} bytes free" in said
+    assert f"needs {contents.size:,}: 7,000 are missing" in said
+    assert "00000001: tiny dog, 7.0 kB; 00000002: no whole package, 20 B; " in said
+    assert "cccccccc: now, 5.3 kB, the current model" in said
+    assert "--remove-old removes what is not current and frees 7,330" in said
+    assert board.files == before
+    board.capacity -= 400
+    with pytest.raises(BoardError, match="would free 7,330, which is not enough"):
+        upload(Device(FakeLine(board)), contents, remove_old=False)
+
+
+def test_remove_old_removes_all_but_the_current_and_its_own(contents: Contents) -> None:
+    board = crowded()
+    board.files["1a2b3c4d/a.bin.part"] = contents.files[0].path.read_bytes()[:CHUNK]
+    board.capacity = sum(map(len, board.files.values())) + contents.size - CHUNK - 7000
+    said: list[str] = []
+    done = upload(Device(FakeLine(board)), contents, remove_old=True, say=said.append)
+    assert (done.removed, done.resumed) == (3, CHUNK)
+    assert said == [
+        "Removing 00000001: tiny dog, 7.0 kB",
+        "Removing 00000002: no whole package, 20 B",
+        "Removing unfinished files of cccccccc: now, 5.3 kB, the current model",
+    ]
+    others = {name for name in board.files if not name.startswith("1a2b3c4d/")}
+    assert others == {"cccccccc/a.bin", "notes.txt", "mine/x"}
+    assert board.current == contents.fingerprint
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_old_packages_go_over_a_bad_line_too(contents: Contents, seed: int) -> None:
+    board = crowded()
+    faults = Faults(seed, drop=0.003, flip=0.003)
+    upload(Device(FakeLine(board, faults)), contents, remove_old=True)
+    assert not [name for name in board.files if name.startswith("0000000")]
+    assert board.current == contents.fingerprint
+
+
+def test_what_was_there_before_is_not_counted_as_progress(contents: Contents) -> None:
+    board = FakeBoard()
+    board.files["1a2b3c4d/a.bin.part"] = contents.files[0].path.read_bytes()[: 2 * CHUNK]
+    board.files["1a2b3c4d/d.bin"] = contents.files[3].path.read_bytes()
+    sent: list[int] = []
+    there: list[int] = []
+    upload(Device(FakeLine(board)), contents, progress=sent.append, there=there.append)
+    assert sorted(there) == [CHUNK, 2 * CHUNK]
+    assert sum(sent) == contents.size - 3 * CHUNK
+
+
+def test_a_reset_counts_nothing_twice_as_progress(tmp_path: Path) -> None:
+    contents = make_contents(tmp_path, {"a.bin": 6 * CHUNK, "b.bin": 2 * CHUNK})
+    board = FakeBoard()
+    progress: list[int] = []
+    line = FakeLine(board, baud=115200, reset_at=14000)
+    done = upload(Device(line), contents, progress=progress.append)
+    assert sum(progress) == contents.size
+    assert done.resumed == 0
+    assert_complete(board, contents)
+
+
+def test_an_interrupt_leaves_the_board_usable_and_the_next_upload_goes_on(tmp_path: Path) -> None:
+    contents = make_contents(tmp_path, {"a.bin": 20 * CHUNK})
+    board = FakeBoard()
+
+    def interrupt(_: int) -> None:
+        if len(board.files["1a2b3c4d/a.bin.part"]) > 8 * CHUNK:
+            raise KeyboardInterrupt
+
+    line = FakeLine(board, baud=115200)
+    with pytest.raises(KeyboardInterrupt), Device(line) as device:
+        upload(device, contents, progress=interrupt)
+    assert (line.baud, board.baud, line.closed) == (115200, 115200, True)
+    assert board.current == ""
+    with Device(FakeLine(board, baud=115200)) as device:
+        assert device.encode("ab") == [97, 98]
+        assert upload(device, contents).resumed > 8 * CHUNK
+    assert_complete(board, contents)
 
 
 def test_a_card_that_fills_up_on_the_way_is_an_error_and_no_switch(contents: Contents) -> None:
@@ -124,7 +224,7 @@ def test_a_bad_line_ends_complete_and_equal_or_with_a_sentence(
     except (LinkError, BoardError) as exc:
         ended = str(exc)
     assert line.now() < 300
-    if rate < 0.01:
+    if rate < 0.05:
         assert ended == ""
     if ended:
         assert board.current == ""

@@ -4,8 +4,9 @@
 #define ALIGNMENT     64u
 #define QUIET_US      250000u /* a frame left unfinished for so long is dropped */
 #define BAUD_TRIAL_US 1000000u
-#define LOOK_US       5000u   /* between looks at the line while something runs */
-#define ALIVE_US      300000u /* between signs of life of a request that runs */
+#define BAUD_IDLE_US  60000000u /* without a good frame: back to the rate of the boot */
+#define LOOK_US       5000u     /* between looks at the line while something runs */
+#define ALIVE_US      300000u   /* between signs of life of a request that runs */
 #define CARD_LOOK_US  1000000u
 
 /* ---- memory ---- */
@@ -186,6 +187,7 @@ static void end(struct dev *dev, int status) {
     dev->running = false;
     dev->cancel = false;
     dev->type = 0;
+    dev->good_us = dev_now(dev); /* it may have run for long */
     send_answer(dev);
     if (dev->baud_asked != 0) {
         dev->baud_before = dev->baud;
@@ -209,6 +211,7 @@ static void take_frame(struct dev *dev) {
     const uint32_t len = dev->frame.len - 2;
     dev->counts.frames++;
     dev->baud_until = 0;
+    dev->good_us = dev_now(dev);
     if (dev_answer_at_once(dev, type, seq, dev->frame.data + 2, len)) {
         return;
     }
@@ -441,6 +444,8 @@ int dev_poll(struct dev *dev, uint32_t wait_ms) {
     if (dev->baud_until != 0 && now >= dev->baud_until) {
         dev->baud_until = 0;
         set_baud(dev, dev->baud_before);
+    } else if (dev->baud != dev->config.baud && now - dev->good_us >= BAUD_IDLE_US) {
+        set_baud(dev, dev->config.baud);
     }
     watch_card(dev);
     if (dev->restart) {

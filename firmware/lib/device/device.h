@@ -220,6 +220,7 @@ struct dev {
     int line_error;       /* the line is closed */
     uint32_t baud, baud_before, baud_asked;
     uint64_t baud_until; /* 0: the rate is settled */
+    uint64_t good_us;    /* when the last good frame came, or its request ended */
     bool restart;
 
     bool running;      /* a frame's request or a console's answer */

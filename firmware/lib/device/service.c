@@ -79,21 +79,59 @@ int dev_on_sums(struct dev *dev, const uint8_t *payload, uint32_t len) {
 
 /* ---- directories ---- */
 
+#define NAME_AT    128u /* of a descriptor's model name */
+#define NAME_BYTES 32u
+
 struct lister {
     uint32_t line, first;
     bool full;
+    char current[DEV_PATH]; /* the directory that the newest slot names, or "" */
 };
+
+/* The directory of the package that is current, whether it could be loaded or not. */
+static int current_dir(struct dev *dev, char *dir) {
+    struct dev_slots slots;
+    dir[0] = '\0';
+    const int status = dev_slots_read(dev, &slots);
+    const uint32_t newest =
+        slots.valid[1] && (!slots.valid[0] || slots.sequence[1] > slots.sequence[0]);
+    if (status == 0 && slots.valid[newest]) {
+        dev_package_dir(dir, slots.fingerprint[newest]);
+    }
+    return status;
+}
+
+/* The name of the model in a package's directory, as far as there is one. */
+static void add_model(struct dev *dev, struct dev_text *text, const char *dir) {
+    const struct dev_port *port = dev->port;
+    char path[DEV_PATH];
+    dev_package_path(path, dir, "descriptor.bin");
+    const int file = port->file_open(port->ctx, path, DEV_READ);
+    if (file < 0) {
+        return;
+    }
+    const int status = dev_file_read(dev, file, 0, dev->io, NAME_AT + NAME_BYTES);
+    port->file_close(port->ctx, file);
+    if (status < 0 || memcmp(dev->io, "TLLM", 4) != 0) {
+        return;
+    }
+    dev_text_add(text, " ");
+    for (uint32_t i = NAME_AT; i < NAME_AT + NAME_BYTES && dev->io[i] >= ' '; ++i) {
+        dev_text_bytes(text, (const char *)dev->io + i, 1);
+    }
+}
 
 static void put_entry(struct dev *dev, struct lister *lister, const char *dir, const char *name,
                       uint32_t size) {
-    char buffer[96];
+    char buffer[128], path[DEV_PATH];
     struct dev_text text;
     if (lister->line++ < lister->first || lister->full) {
         return;
     }
+    dev_package_path(path, "/tllm", name);
     dev_text_start(&text, buffer, sizeof buffer);
     if (size == DEV_DIRECTORY) {
-        dev_text_add(&text, "-");
+        dev_text_add(&text, strcmp(path, lister->current) == 0 ? "*" : "-");
     } else {
         dev_text_number(&text, size);
     }
@@ -101,6 +139,9 @@ static void put_entry(struct dev *dev, struct lister *lister, const char *dir, c
     dev_text_add(&text, dir);
     dev_text_add(&text, dir[0] == '\0' ? "" : "/");
     dev_text_add(&text, name);
+    if (size == DEV_DIRECTORY && dir[0] == '\0') {
+        add_model(dev, &text, path);
+    }
     dev_text_add(&text, "\n");
     uint8_t *at = dev_put(dev, text.len);
     if (at == NULL) {
@@ -128,8 +169,9 @@ int dev_on_list(struct dev *dev, const uint8_t *payload, uint32_t len) {
     struct lister lister = {.first = dev_get_u16(payload)};
     char name[48];
     uint32_t size = 0;
-    int status = 1;
     (void)len;
+    int status = current_dir(dev, lister.current);
+    status = status < 0 ? status : 1;
     for (uint32_t i = 0; status == 1 && !lister.full; ++i) {
         status = dev->port->list(dev->port->ctx, "/tllm", i, name, sizeof name, &size);
         if (status != 1) {
@@ -147,22 +189,27 @@ int dev_on_list(struct dev *dev, const uint8_t *payload, uint32_t len) {
     return status == DEV_E_FS || status > 0 ? 0 : status; /* no /tllm: nothing in it */
 }
 
-static bool in_current(const struct dev *dev, const char *path) {
-    const size_t n = strlen(dev->dir);
-    return dev->model != NULL && n > 0 && strncmp(path, dev->dir, n) == 0 &&
-           (path[n] == '/' || path[n] == '\0');
+static bool is_in(const char *path, const char *dir) {
+    const size_t n = strlen(dir);
+    return n > 0 && strncmp(path, dir, n) == 0 && (path[n] == '/' || path[n] == '\0');
+}
+
+static bool is_part(const char *path) {
+    const size_t n = strlen(path);
+    return n > 5 && strcmp(path + n - 5, ".part") == 0;
 }
 
 int dev_on_remove(struct dev *dev, const uint8_t *payload, uint32_t len) {
-    char path[DEV_PATH];
-    const int status = dev_name_path(dev, payload, len, "", path);
+    char path[DEV_PATH], current[DEV_PATH];
+    int status = dev_name_path(dev, payload, len, "", path);
+    status = status == 0 ? current_dir(dev, current) : status;
     if (status < 0) {
         return status;
     }
     if (strncmp(path, "/tllm/slot", 10) == 0) {
         return dev_fail(dev, DEV_E_NAME, "The slots are the board's own and stay.");
     }
-    if (in_current(dev, path)) {
+    if (!is_part(path) && (is_in(path, current) || (dev->model != NULL && is_in(path, dev->dir)))) {
         return dev_fail(dev, DEV_E_STATE, "That belongs to the model in use and stays.");
     }
     if (dev->upload.file >= 0 && strcmp(path, dev->upload.path) == 0) {
