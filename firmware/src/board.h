@@ -74,6 +74,7 @@ struct memory {
     void *fast, *bulk;
     size_t fast_bytes, bulk_bytes;
     size_t psram_bytes;
+    bool psram_fails; /* it is there, but does not keep what is written */
 };
 /* One allocation of each, as large as leaves ESP-IDF what it needs. 0, TLLM_E_FAST or TLLM_E_BULK.
  */

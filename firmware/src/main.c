@@ -16,7 +16,9 @@
 #define COMPILED_MODEL NULL
 #endif
 
-#define WATCHDOG_MS 5000
+/* Longer than the card's driver waits: 5 s for a write, 1 s for the card's status, 5 s for it to be
+ * ready again. */
+#define WATCHDOG_MS 15000
 
 static struct memory memory;
 
@@ -122,6 +124,9 @@ void app_main(void) {
     case 0:
         break;
     case TLLM_E_BULK:
+        if (memory.psram_fails)
+            refuse("The PSRAM does not keep what is written to it: build for PSRAM at 40 MHz "
+                   "(docs/HARDWARE.md), or use another board.\r\n");
         refuse("No PSRAM was found, and the model needs it: use a board with 4 MB of PSRAM, or "
                "build for PSRAM at 40 MHz if this one has it (docs/HARDWARE.md).\r\n");
         break;

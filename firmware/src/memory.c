@@ -10,6 +10,7 @@
     (80u * 1024u) /* internal RAM for the line's buffer, the tasks, the card, FatFs */
 #define STEP       4096u
 #define BULK_LEAVE (8u * 1024u)
+#define SPREAD     0x9e3779b1u /* odd: no two words of a region are equal, all bits change */
 #define INTERNAL   (MALLOC_CAP_INTERNAL | MALLOC_CAP_DMA)
 
 static void *take(size_t largest, size_t leave, size_t most, uint32_t caps, size_t *bytes) {
@@ -28,6 +29,18 @@ static void *take(size_t largest, size_t leave, size_t most, uint32_t caps, size
     return region;
 }
 
+/* Writes all of it before reading any, so that most goes through the cache to the chip and back. */
+static bool keeps_what_is_written(void *region, size_t bytes) {
+    volatile uint32_t *words = region;
+    const uint32_t count = (uint32_t)(bytes / sizeof *words);
+    for (uint32_t i = 0; i < count; i++)
+        words[i] = i * SPREAD;
+    for (uint32_t i = 0; i < count; i++)
+        if (words[i] != i * SPREAD)
+            return false;
+    return true;
+}
+
 int memory_take(struct memory *memory) {
     memory->psram_bytes = esp_psram_is_initialized() ? esp_psram_get_size() : 0;
     if (memory->psram_bytes == 0)
@@ -42,5 +55,8 @@ int memory_take(struct memory *memory) {
         return TLLM_E_FAST;
     largest = heap_caps_get_largest_free_block(MALLOC_CAP_SPIRAM);
     memory->bulk = take(largest, BULK_LEAVE, SIZE_MAX, MALLOC_CAP_SPIRAM, &memory->bulk_bytes);
-    return memory->bulk ? 0 : TLLM_E_BULK;
+    if (!memory->bulk)
+        return TLLM_E_BULK;
+    memory->psram_fails = !keeps_what_is_written(memory->bulk, memory->bulk_bytes);
+    return memory->psram_fails ? TLLM_E_BULK : 0;
 }

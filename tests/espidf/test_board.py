@@ -247,6 +247,12 @@ def test_no_psram_is_refused_again_and_again(board: Run) -> None:
     assert mounts(done) == []
 
 
+def test_psram_that_does_not_keep_what_is_written_is_refused(board: Run) -> None:
+    done = board(HALF_PSRAM=1)
+    assert done.stdout.count("The PSRAM does not keep what is written to it: build for PSRAM") == 3
+    assert mounts(done) == []
+
+
 def test_too_little_psram_is_said(board: Run) -> None:
     done = board(HELP, PSRAM=400_000)
     assert "bytes of bulk memory and this board has" in done.stdout

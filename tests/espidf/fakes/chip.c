@@ -18,6 +18,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 void app_main(void);
 
@@ -152,11 +154,31 @@ esp_err_t gpio_set_level(gpio_num_t pin, uint32_t level) {
 
 /* ---- memory ---- */
 
-static _Alignas(64) uint8_t internal[256 * 1024], external[4 * 1024 * 1024];
+#define EXTERNAL ((size_t)4 * 1024 * 1024)
+
+static _Alignas(64) uint8_t internal[256 * 1024];
 static size_t internal_used, external_used;
 
 static size_t external_size(void) {
-    return (size_t)fake_option("PSRAM", (long)sizeof external);
+    return (size_t)fake_option("PSRAM", (long)EXTERNAL);
+}
+
+/* The same memory twice, as where an address line hangs loose. */
+static uint8_t *half_external(void) {
+    const int access = PROT_READ | PROT_WRITE;
+    FILE *file = tmpfile();
+    if (!file || ftruncate(fileno(file), (off_t)EXTERNAL) != 0)
+        abort();
+    uint8_t *at = mmap(NULL, EXTERNAL, access, MAP_SHARED, fileno(file), 0);
+    if (at == MAP_FAILED || mmap(at + EXTERNAL / 2, EXTERNAL / 2, access, MAP_SHARED | MAP_FIXED,
+                                 fileno(file), 0) == MAP_FAILED)
+        abort();
+    return at;
+}
+
+static uint8_t *external(void) {
+    static _Alignas(64) uint8_t whole[EXTERNAL];
+    return fake_option("HALF_PSRAM", 0) ? half_external() : whole;
 }
 
 bool esp_psram_is_initialized(void) {
@@ -187,7 +209,7 @@ void *heap_caps_aligned_alloc(size_t alignment, size_t size, uint32_t caps) {
         ((caps & MALLOC_CAP_SPIRAM) && fake_option("FAIL_PSRAM_ALLOC", 0)))
         return NULL;
     size_t *used = caps & MALLOC_CAP_SPIRAM ? &external_used : &internal_used;
-    uint8_t *at = (caps & MALLOC_CAP_SPIRAM ? external : internal) + *used;
+    uint8_t *at = (caps & MALLOC_CAP_SPIRAM ? external() : internal) + *used;
     *used += size;
     fake_note("%s region %zu", caps & MALLOC_CAP_SPIRAM ? "bulk" : "fast", size);
     return at;
