@@ -127,7 +127,6 @@ def _command() -> list[str]:
 def _pio(arguments: Sequence[str], project: Path, say: Callable[[str], None] | None) -> str:
     """Runs PlatformIO; returns what it prints, each line of which `say` gets at once."""
     command = [*_command(), *arguments, "-d", str(project)]
-    lines: list[str] = []
     errors = subprocess.STDOUT if say is not None else subprocess.PIPE
     try:
         with subprocess.Popen(
@@ -138,24 +137,34 @@ def _pio(arguments: Sequence[str], project: Path, say: Callable[[str], None] | N
             encoding="utf-8",
             errors="replace",
         ) as process:
-            assert process.stdout is not None
-            if say is None:
-                output, complaints = process.communicate()
-                lines = [*output.splitlines(), *([] if not complaints else [complaints])]
-                text = output
-            else:
-                for line in process.stdout:
-                    lines.append(line.rstrip())
-                    say(lines[-1])
-                text = "\n".join(lines)
+            try:
+                lines, complaints = _read(process, say)
+            except BaseException:
+                process.terminate()
+                raise
     except OSError as exc:
         raise ToolError(
             f"PlatformIO does not start: {exc.strerror}",
             "Run `pip install 'esp32-tinyllm[flash]'`",
         ) from exc
     if process.returncode != 0:
-        raise _failure(lines, process.returncode, project, arguments)
-    return text
+        raise _failure([*lines, *complaints], process.returncode, project, arguments)
+    return "\n".join(lines)
+
+
+def _read(
+    process: subprocess.Popen[str], say: Callable[[str], None] | None
+) -> tuple[list[str], list[str]]:
+    """What a program prints: lines of its output, and of its errors where they are apart."""
+    if say is None:
+        output, errors = process.communicate()
+        return output.splitlines(), errors.splitlines()
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line.rstrip())
+        say(lines[-1])
+    return lines, []
 
 
 def _failure(lines: list[str], code: int, project: Path, arguments: Sequence[str]) -> ToolError:

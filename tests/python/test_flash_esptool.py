@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import rom_loader
 from rom_loader import ESP32_S3, ESP8266, Chip, Faults, Kind, PtyBoard
+from wired_adapter import WiredAdapter
 
 from host.board.build import Image
 from host.board.write import write
@@ -301,3 +302,14 @@ def test_ctrl_c_while_it_waits_for_hands_is_130(flash: Flash, board: PtyBoard) -
     done = flash(board.port, on_line=leave)
     assert done.code == 130
     assert not any("Traceback" in line for line in done.err)
+
+
+@pytest.mark.slow
+def test_control_lines_need_no_hands(flash: Flash, board: PtyBoard) -> None:
+    board.press_reset(io0=False)  # no jumper: RTS and DTR do it
+    with WiredAdapter(board) as adapter:
+        done = flash(adapter.port)
+    assert done.code == 0, done.err
+    assert done.err == ["Building firmware.bin"]
+    assert "3/5 write: bootloader.bin at 0x1000" in done.out
+    assert "5/5 verify: 8 positions, all equal" in done.out
