@@ -99,6 +99,18 @@ def test_stop_refuses_what_does_not_fit(make_engine: MakeEngine, model: TinyMode
     assert session.prompt(*[5] * 4) == 0
 
 
+def test_an_empty_prompt_begins_no_turn(make_engine: MakeEngine, model: TinyModel) -> None:
+    session = Session(make_engine(model))
+    assert session.prompt(*range(20, 33)) == 0
+    assert session.next()[0] == 1
+    assert session.prompt() == 0
+    assert session.next()[0] == 1
+    assert session.turns == [0]
+    assert len(session.held) == 16
+    assert session.prompt() == 0  # there is no room, and none is wanted
+    assert session.next() == (0, 999, END_CONTEXT)
+
+
 def test_stop_ends_an_answer_where_the_context_ends(
     make_engine: MakeEngine, model: TinyModel
 ) -> None:

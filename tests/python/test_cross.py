@@ -15,8 +15,8 @@ from cross import Library, differences
 
 from tests.conftest import REPOSITORY, Compile
 
-GROUPS, SEEDS = 4, 16
-SANITIZED_SEEDS = 12
+GROUPS, SEEDS = 4, 12
+SANITIZED_SEEDS = 8
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +52,13 @@ def test_equal_on_random_models_with_sanitizers(gcc: str, compile_c: Compile) ->
 @pytest.mark.parametrize(
     ("file", "right", "wrong"),
     [
-        ("fixed.c", "m < -INT16_MAX ? -INT16_MAX : m", "m"),
+        ("fixed.c", "(int32_t)bits - 29;", "(int32_t)bits - 30;"),
         ("fixed.h", "tllm_asr(v, n) + (tllm_asr(v, n - 1) & 1)", "(v + (v > 0)) / (1ll << n)"),
-        ("fixed.h", "(tllm_asr(v, n - 1) & 1)", "(v - (v < 0) >> (n - 1) & 1)"),
         ("ops.c", "pos * freq[i]", "(uint32_t)((uint64_t)pos * freq[i] % UINT32_MAX)"),
         ("ops.c", "t <= at->pos; t++)\n        e =", "t < at->pos; t++)\n        e ="),
         ("stream.c", "rows->held > 0", "rows->held > 1"),
         ("session.c", "context < 4 ? 1 : context / 4", "context / 4 + 1"),
-        ("sampler.c", "while (sum * ONE_Q16 < wanted);", "while (sum * ONE_Q16 <= wanted);"),
+        ("sampler.c", "la == lb && a < b", "la == lb && a > b"),
     ],
     ids=str,
 )

@@ -70,6 +70,22 @@ def test_a_turn_is_its_prompt_and_its_answer(package: Package) -> None:
     assert talk.tokens == [BOS, 65, 66, 70, 71, 67, 72]
 
 
+def test_an_empty_prompt_begins_no_turn(package: Package) -> None:
+    talk = session(package, Policy.STOP)
+    talk.prompt("ABC")
+    talk.generate(12, Scripted(*range(70, 82)))
+    assert len(talk.tokens) == CONTEXT
+    talk.prompt("")  # there is no room, and none is wanted
+    assert talk.generate(1, Scripted()).reason is EndReason.CONTEXT
+    going_on = session(package)
+    going_on.prompt("ABC")
+    going_on.generate(1, Scripted(70))
+    going_on.prompt("")
+    going_on.generate(11, Scripted(*range(71, 82)))
+    going_on.prompt("D")  # of the one turn there is, the oldest tokens go
+    assert going_on.tokens == [BOS, 67, *range(70, 82), 68]
+
+
 def test_a_limit_ends_the_answer_and_the_next_goes_on(package: Package) -> None:
     talk = session(package)
     talk.prompt("AB")
