@@ -10,6 +10,7 @@ before the board is asked, because acks and questions are lost as well.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -126,8 +127,7 @@ def _persist(device: Device, work: Callable[[], T]) -> T:
         try:
             return work()
         except LinkError:
-            device.reconnect()
-            _slow_down(device)
+            _recover(device)
     return work()
 
 
@@ -246,13 +246,21 @@ def _send_file(
             if failures >= _ATTEMPTS:
                 raise
             if isinstance(exc, LinkError):
-                device.reconnect()
-                _slow_down(device)
+                _recover(device)
 
 
-def _slow_down(device: Device) -> bool:
-    lower = [rate for rate in BAUD_RATES if device.baud is not None and rate < device.baud]
-    return bool(lower) and device.set_baud(lower[0])
+def _recover(device: Device) -> None:
+    """Finds the board again, and sets a rate below the one that failed."""
+    failed = device.baud
+    device.reconnect()
+    lower = [rate for rate in BAUD_RATES if failed is not None and rate < failed]
+    if not lower or device.baud is None:
+        return
+    with contextlib.suppress(LinkError):  # the next try finds that, too
+        if device.baud > lower[0]:
+            device.set_baud(lower[0])
+        else:
+            fastest(device, lower[0])
 
 
 def _chunks_to_keep(device: Device, contents: Contents, file: CardFile) -> int:

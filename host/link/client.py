@@ -61,8 +61,10 @@ BAUD_RATES = (2_000_000, 921_600, 460_800, 115_200)
 
 _TRIES = 8
 _HELLO_S = 0.15
+_RATE_KEPT_S = 25.0  # a board leaves a rate at which it hears nothing after 20 s
 _TRIALS = 6  # HELLOs at a new rate
 _TRIALS_LOST = 1
+_BAUD_TRIES = 6
 
 
 class End(IntEnum):
@@ -204,6 +206,8 @@ class Device:
 
     def reconnect(self) -> None:
         """Finds the board again after it was silent: it may have restarted, at its first rate."""
+        if self._transport.baud != self._first_baud:
+            self._patience = max(self._patience, _RATE_KEPT_S)
         self.hello = self._connect()
 
     def now(self) -> float:
@@ -307,27 +311,55 @@ class Device:
         before = self._transport.baud
         if before is None or before == baud:
             return before == baud
-        try:
-            self.request(Request.BAUD, struct.pack("<I", baud))
-        except Refused:
-            return False
-        try:
+        for _ in range(_BAUD_TRIES):
+            try:
+                answered = self._ask_baud(baud)
+            except Refused:
+                return False
             self._transport.set_baud(baud)
-            self._try_line()
-        except (LinkError, Refused):
+            reached, lost = self._try_line()
+            if reached and (lost <= _TRIALS_LOST or baud < before):
+                return True
+            if reached:
+                self._leave_baud(baud, before)
+                return False
             self._transport.set_baud(before)
-            self.hello = self._say_hello(4.0)
+            self.hello = self._say_hello(_RATE_KEPT_S)
+            if answered:
+                return False
+        return False
+
+    def _ask_baud(self, baud: int) -> bool:
+        """Has the board change; False where no answer came, which says nothing of the board."""
+        try:
+            self.request(
+                Request.BAUD, struct.pack("<I", baud), interval=0.1, patience=0.3, noisy=0.3
+            )
+        except LinkError:
             return False
         return True
 
-    def _try_line(self) -> None:
-        """Raises `LineTooBad` where a new rate loses more than a frame now and then."""
-        lost = self.resent + _TRIALS_LOST
+    def _leave_baud(self, baud: int, before: int) -> None:
+        """Goes back from a rate at which the board has settled, and frames come now and then."""
+        for _ in range(_BAUD_TRIES):
+            self._ask_baud(before)
+            self._transport.set_baud(before)
+            if self._try_line()[0]:
+                return
+            self._transport.set_baud(baud)
+        self._transport.set_baud(before)
+        self.hello = self._say_hello(_RATE_KEPT_S)
+
+    def _try_line(self) -> tuple[int, int]:
+        """Says HELLO some times; returns how many were answered, and the frames sent again."""
+        before = self.resent
         payload = struct.pack("<H", PROTOCOL_VERSION)
-        for _ in range(_TRIALS):
-            self.request(Request.HELLO, payload, interval=_HELLO_S, patience=0.8, noisy=0.8)
-            if self.resent > lost:
-                raise LineTooBad("This rate loses too much")
+        for count in range(_TRIALS):
+            try:
+                self.request(Request.HELLO, payload, interval=_HELLO_S, patience=0.8, noisy=0.8)
+            except (LinkError, Refused):
+                return count, self.resent - before + _TRIALS
+        return _TRIALS, self.resent - before
 
     # --- the model --------------------------------------------------------------------------------
 

@@ -72,9 +72,9 @@ def test_every_upload_ends_complete_or_clearly(
     for seed in range(part, RUNS, 10):
         rate, sentence = run(library, contents, seed)
         ended[rate, sentence == ""] += 1
-        if sentence and rate <= 0.001:
+        if sentence and rate <= 0.02:
             pytest.fail(f"seed {seed}, {rate:.2%} of the bytes: {sentence}")
     complete = sum(n for (_, done), n in ended.items() if done)
     record_property("uploads complete", complete)
     record_property("uploads failed clearly", ended.total() - complete)
-    assert complete >= ended.total() // 2
+    assert complete >= ended.total() * 9 // 10

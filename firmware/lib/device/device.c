@@ -4,7 +4,7 @@
 #define ALIGNMENT     64u
 #define QUIET_US      250000u /* a frame left unfinished for so long is dropped */
 #define BAUD_TRIAL_US 1000000u
-#define BAUD_IDLE_US  60000000u /* without a good frame: back to the rate of the boot */
+#define BAUD_IDLE_US  20000000u /* without a good frame: back to the rate of the boot */
 #define LOOK_US       5000u     /* between looks at the line while something runs */
 #define ALIVE_US      300000u   /* between signs of life of a request that runs */
 #define CARD_LOOK_US  1000000u
@@ -219,7 +219,8 @@ static void take_frame(struct dev *dev) {
         take_frame_busy(dev, type, seq);
     } else if (type == DEV_DATA) {
         dev_on_data(dev, dev->frame.data + 2, len);
-    } else if (type == dev->answered_type && seq == dev->answered_seq && type != DEV_HELLO) {
+    } else if (type == dev->answered_type && seq == dev->answered_seq && type != DEV_HELLO &&
+               type != DEV_BAUD) {
         dev->counts.repeated++;
         send_answer(dev);
     } else {
