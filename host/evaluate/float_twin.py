@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from host.checkpoint.model import EMBED, FINAL_NORM, HEAD, LAYER_TENSORS, layer_tensor
 from host.package import layout
+from host.quantize.convert import checkpoint_name
 
 if TYPE_CHECKING:
     from host.checkpoint import Checkpoint
@@ -96,15 +97,13 @@ class FloatModel:
             eps=float(np.ldexp(float(facts.eps_m), facts.eps_e)),
             frequencies=facts.rope_freq.astype(np.float64) * (2 * np.pi / 2**32),
         )
-        outside = {layout.EMBED: EMBED, layout.FINAL_NORM: FINAL_NORM, layout.HEAD: HEAD}
         tensors: dict[str, Floats] = {}
         for index, place in enumerate(facts.places):
             if place.part == layout.HEAD and facts.tied:
                 continue
-            name = outside.get(place.part) or layer_tensor(place.layer, place.part)
             # A float32 scale times an integer of at most 15 bits, rounded once.
             scale = np.float32(facts.tensors[index].scale.value)
-            tensors[name] = package.tensor(index).astype(np.float32) * scale
+            tensors[checkpoint_name(place)] = package.tensor(index).astype(np.float32) * scale
         return cls(shape, tensors)
 
     def logits(self, tokens: Sequence[int] | npt.NDArray[np.integer]) -> Floats:

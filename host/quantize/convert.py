@@ -122,14 +122,15 @@ def _quantized(
             yield place, embedding
             return
         scheme = norms if place.dtype is DType.INT16 else matrices
-        quantized = scheme.quantize(checkpoint.tensors[_name(place)])
+        quantized = scheme.quantize(checkpoint.tensors[checkpoint_name(place)])
         if place.part == EMBED_PART and checkpoint.config.tie_word_embeddings:
             embedding = quantized
         yield place, quantized
         del quantized
 
 
-def _name(place: TensorPlace) -> str:
+def checkpoint_name(place: TensorPlace) -> str:
+    """Returns what checkpoints, after Hugging Face, call the tensor of a package's place."""
     return _OUTSIDE_LAYERS.get(place.part) or layer_tensor(place.layer, place.part)
 
 

@@ -9,15 +9,8 @@ from pathlib import Path
 import engine_library
 import pytest
 
-WARNINGS = (
-    "-std=c11",
-    "-Wall",
-    "-Wextra",
-    "-pedantic",
-    "-Wconversion",
-    "-Wmissing-prototypes",
-    "-Werror",
-)
+from tests.conftest import WARNINGS
+
 # bcmp: what clang makes of memcmp(..) == 0.
 MEMORY = {"memcpy", "memset", "memmove", "memcmp", "bcmp", "memchr", "strlen"}
 # libgcc's integers: multiplication, division, shifts, comparison, leading zeros; no sf or df.

@@ -18,18 +18,10 @@ from host.headers import HEADER, generate_headers, render_header
 from host.package import Package, Scale
 from host.package.descriptor import pack_descriptor
 from host.quantize import quantize_checkpoint
+from tests.conftest import WARNINGS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENGINE = REPOSITORY / "firmware" / "lib" / "tinyllm"
-WARNINGS = (
-    "-std=c11",
-    "-Wall",
-    "-Wextra",
-    "-pedantic",
-    "-Wconversion",
-    "-Wmissing-prototypes",
-    "-Werror",
-)
 
 
 def make_package(folder: Path, shape: Shape = SMALL) -> Path:
