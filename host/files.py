@@ -61,7 +61,8 @@ def read_file(path: Path, max_bytes: int, next_step: str) -> bytes:
         InputError: It cannot be read, is no regular file, or is too long.
     """
     with opened(path) as file:
-        data = file.read(max_bytes + 1)
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(min(size, max_bytes) + 1)  # takes memory for as much as it is asked for
     if len(data) > max_bytes:
         raise InputError(f"{path} is longer than {max_bytes} bytes", next_step)
     return data

@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from cobs import cobs
 
+from host.link.frames import MAX_PAYLOAD
 from host.package.config import PackageConfig
 from host.package.facts import Scale
 from host.package.layout import DType
@@ -95,8 +97,15 @@ def write_seeds(name: str, package: Path, folder: Path) -> None:
         (folder / f"seed{index}").write_bytes(data)
 
 
+def _crc(data: bytes) -> bytes:
+    return struct.pack("<I", zlib.crc32(data))
+
+
 def _frames() -> list[bytes]:
-    return [b"\0\x05\x01\x02\x03\x04\0", b"text\0\0", b"\0" + b"\x01" * 4161 + b"\0"]
+    # A payload as long as it may be, one byte longer, and more than a frame holds.
+    bodies = [b"\2\1" + b"7" * n for n in (MAX_PAYLOAD, MAX_PAYLOAD + 1)]
+    longest = [b"\0" + cobs.encode(body + _crc(body)) + b"\0" for body in bodies]
+    return [b"text\0\0", b"\0" + b"\x01" * 4161 + b"\0", *longest]
 
 
 # --- fuzz_device.c's scripts ----------------------------------------------------------------------

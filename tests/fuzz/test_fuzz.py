@@ -10,6 +10,7 @@ import base64
 import os
 import re
 import subprocess
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,13 @@ from tests.fuzz.seeds import write_package, write_seeds
 HERE = Path(__file__).resolve().parent
 RAM_BOARD = HERE.parent / "ram_board" / "ram_board.c"
 FLAGS = ("-O1", "-g", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all")
-LIMITS = ("-seed=1", "-timeout=10", "-rss_limit_mb=512", "-malloc_limit_mb=64")
+LIMITS = (
+    "-seed=1",
+    "-len_control=0",  # short inputs are no better here
+    "-timeout=60",
+    "-rss_limit_mb=512",
+    "-malloc_limit_mb=64",
+)
 
 
 @dataclass(frozen=True)
@@ -34,12 +41,12 @@ class Target:
 
 
 TARGETS = {
-    "frame": Target(30_000, 9000),
-    "device": Target(6_000, 2000),
-    "card": Target(3_000, 400),
-    "descriptor": Target(60_000, 2500),
-    "tokenizer": Target(20_000, 8192),
-    "text": Target(15_000, 500),
+    "frame": Target(60_000, 9000),
+    "device": Target(2_500, 2000),
+    "card": Target(2_000, 400),
+    "descriptor": Target(150_000, 2500),
+    "tokenizer": Target(200_000, 8192),
+    "text": Target(50_000, 500),
 }
 SECONDS = os.environ.get("TLLM_FUZZ_SECONDS")
 
@@ -77,23 +84,31 @@ def _run(program: Path, package: Path, *options: object) -> str:
     return ended.stdout + ended.stderr
 
 
-# --- The corpora: a file each, an input a line, so that a listing stays short ---------------------
+# --- The corpora: an archive each, so that a listing stays short ----------------------------------
 
 
 def _corpus(name: str) -> Path:
-    return HERE / "corpus" / f"{name}.b64"
+    return HERE / "corpus" / f"{name}.tar.xz"
 
 
 def _unpack(name: str, folder: Path) -> Path:
     folder.mkdir()
-    for index, line in enumerate(_corpus(name).read_bytes().split()):
-        (folder / f"{index:04}").write_bytes(base64.b64decode(line, validate=True))
+    with tarfile.open(_corpus(name)) as archive:
+        for index, member in enumerate(archive):
+            stored = archive.extractfile(member)
+            assert stored is not None
+            (folder / f"{index:04}").write_bytes(stored.read())
     return folder
 
 
 def _pack(name: str, folder: Path) -> None:
-    lines = sorted((base64.b64encode(p.read_bytes()) for p in folder.iterdir()), key=len)
-    _corpus(name).write_bytes(b"".join(line + b"\n" for line in lines))
+    """The same inputs give the same archive."""
+    with tarfile.open(_corpus(name), "w:xz", preset=9) as archive:
+        for path in sorted(folder.iterdir(), key=lambda path: (path.stat().st_size, path.name)):
+            member = tarfile.TarInfo(path.name)
+            member.size = path.stat().st_size
+            with path.open("rb") as data:
+                archive.addfile(member, data)
 
 
 # --------------------------------------------------------------------------------------------------
