@@ -11,7 +11,7 @@ from test_upload_faults import assert_complete
 
 from host.board.contents import Contents
 from host.board.upload import upload
-from host.link.client import Device
+from host.link.client import Device, Refused, Request
 
 RATES = (2_000_000, 921_600, 460_800, 115_200)
 
@@ -65,6 +65,21 @@ def test_a_rate_that_fails_later_is_left_for_a_lower_one(library: Any, package: 
     assert done.baud is not None
     assert done.baud <= RATES[1]
     assert_complete(board, contents)
+
+
+def test_a_long_frame_is_given_the_time_it_takes_on_the_line(library: Any) -> None:
+    """4 KB take 0.35 s at 115,200 baud, many round trips of short frames."""
+    board = RamBoard(library, baud=115_200)
+    assert board.boot() == 0
+    device = Device(board)
+    for _ in range(30):
+        device.space()
+        device.stat("1a2b3c4d/x")
+    assert device.resend_after < 0.1
+    before = device.resent
+    with pytest.raises(Refused, match="no model"):
+        device.request(Request.GENERATE, bytes(4000).replace(b"\0", b"x"))
+    assert device.resent == before
 
 
 def test_a_board_left_at_a_high_rate_goes_back_by_itself(library: Any) -> None:

@@ -5,12 +5,22 @@ from __future__ import annotations
 import struct
 
 import pytest
-from fake_board import FakeBoard, FakeLine, Faults
+from fake_board import FakeBoard, FakeLine, Faults, Refusal
 from hypothesis import given
 from hypothesis import strategies as st
 
 from host.errors import BoardError
-from host.link.client import Ack, Device, End, NoAnswer, Refused, Request, Status, stages_of
+from host.link.client import (
+    Ack,
+    Device,
+    End,
+    LineTooBad,
+    NoAnswer,
+    Refused,
+    Request,
+    Status,
+    stages_of,
+)
 from host.link.frames import Decoder, Frame, encode
 
 LOSSY = Faults(seed=5, drop=0.0004, flip=0.0004, duplicate=0.0004, insert=0.0004)
@@ -112,6 +122,37 @@ def test_a_slow_line_is_given_more_time_before_a_frame_is_taken_for_lost() -> No
         device.encode("abc")
     assert device.resent == 0
     assert device.resend_after == pytest.approx(0.4, abs=0.1)
+
+
+def test_a_line_that_brings_only_damage_is_given_up_in_time() -> None:
+    class Garbles(FakeLine):
+        bad = False
+
+        def write(self, data: bytes) -> None:
+            super().write(data)
+            if self.bad:
+                self._inbox[:] = bytes(byte ^ 0x20 for byte in self._inbox)
+
+    line = Garbles(FakeBoard())
+    device = Device(line)
+    line.bad = True
+    before = line.now()
+    with pytest.raises(LineTooBad, match="loses nearly everything"):
+        device.encode("a")
+    assert 30 <= line.now() - before < 32
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_board_of_another_protocol_version_is_a_sentence(refuses: bool) -> None:
+    class Other(FakeBoard):
+        def _on_01(self, _: Frame, __: bytes) -> bytes:
+            if refuses:
+                raise Refusal(Status.VERSION, "This firmware speaks version 3.")
+            return struct.pack("<HHI", 1, 4128, 32768) + b"old"
+
+    with pytest.raises(BoardError, match=r"version [13]") as caught:
+        connect(Other())
+    assert "Flash the firmware of this version" in str(caught.value)
 
 
 def test_sequence_numbers_wrap_past_zero() -> None:
