@@ -39,7 +39,16 @@ int line_write(void *ctx, const void *src, uint32_t len);
 int line_set_baud(void *ctx, uint32_t baud);
 void line_say(const char *sentence);
 
-/* ---- the card (card.c) ---- */
+/* ---- the program (main.c) ---- */
+/* Called by what waits for the card: feeds the watchdog, looks at the line. True: stop waiting. */
+bool board_stopping(void);
+
+/*
+ * ---- the card (card.c, files.c) ----
+ * All of it is done by the card's task, one thing at a time, while the caller waits and heeds a
+ * stop: then it returns TLLM_E_CANCELLED, and what was begun ends later (card_busy). Only what
+ * writes is waited for to its end.
+ */
 int card_mount(void *ctx, bool slower);
 int card_file_open(void *ctx, const char *path, enum dev_open how);
 int card_file_close(void *ctx, int file);
@@ -55,27 +64,30 @@ int card_list(void *ctx, const char *path, uint32_t index, char *name, uint32_t 
               uint32_t *size);
 int card_space(void *ctx, uint64_t *free_bytes, uint64_t *total_bytes);
 void card_file_prefetch(void *ctx, int file, uint32_t offset, void *dst, uint32_t len);
+bool card_busy(void *ctx, uint32_t wait_ms);
 /* "SDHC 15.9 GB SU16G" and "4-bit 40 MHz"; empty without a card. */
 const char *card_name(void);
 const char *card_mode(void);
 
 /* ---- two cores (cores.c) ---- */
-/* Starts the worker on core 1 and the card's reader. 0, or TLLM_E_FAST: no memory for them. */
+/* Starts the worker on core 1 and the card's task. 0, or TLLM_E_FAST: no memory for them. */
 int cores_start(void);
 void cores_parallel(void *ctx, void (*fn)(void *arg, uint32_t part, uint32_t parts), void *arg,
                     uint32_t parts);
-/* Runs read(arg) on the reader's task; one at a time. */
-void cores_read_start(int (*read)(void *arg), void *arg);
-/* Waits for it and returns what it returned. */
-int cores_read_wait(void);
+/* Runs job on the card's task; one at a time. */
+void cores_card_start(void (*job)(void));
+/* Waits for its end, once for each job. False: it still runs. */
+bool cores_card_wait(uint32_t ms);
 
 /* ---- memory (memory.c) ---- */
 struct memory {
     void *fast, *bulk;
     size_t fast_bytes, bulk_bytes;
-    size_t psram_bytes;
-    bool psram_fails; /* it is there, but does not keep what is written */
+    size_t psram_bytes;                /* 0: there is none */
+    bool psram_fails;                  /* it is there, but does not keep what is written */
+    size_t fast_largest, bulk_largest; /* free blocks before anything was taken */
 };
+#define MEMORY_LEAST 4096u /* bytes of a region */
 /* One allocation of each, as large as leaves ESP-IDF what it needs. 0, TLLM_E_FAST or TLLM_E_BULK.
  */
 int memory_take(struct memory *memory);

@@ -1,45 +1,30 @@
 /*
- * SD card: SDMMC, FatFs, and raw multi-block reads of files whose clusters are looked up once.
- * FatFs is used directly, without the POSIX layer between: its link map tells where a file lies.
+ * SD card: the jobs of its task, and mounting. What is done with its files is in files.c.
  */
-#include "board.h"
-#include "extents.h"
+#include "card.h"
 
 #include "driver/gpio.h"
 #include "driver/sdmmc_host.h"
-#include "esp_memory_utils.h"
-#include "esp_task_wdt.h"
 #include "esp_vfs_fat.h"
-#include "ff.h"
-#include "sdmmc_cmd.h"
 
 #include <stdio.h>
-#include <string.h>
 
 #define MOUNT_POINT "/sd"
-#define DRIVE       "0:"
-#define SECTOR      512u
-#define FILES       (DEV_HANDLES + 2u)
-#define LINKS       64u /* a file in more than 31 pieces is read through FatFs */
 
-struct open_file {
-    FIL file;
-    DWORD links[LINKS];
-    bool used, mapped; /* mapped: links is its link map */
-};
+/* A card must begin to answer a read within 100 ms. Writes may take longer: the driver's 5 s. */
+#define READ_TIMEOUT_MS 150
+#define STEP_MS         10u
+/* So long may one job take, counting a large card's free clusters included. Then the watchdog is
+ * fed no more. */
+#define LONGEST_MS 60000u
+
+struct card_state card_state;
+struct card_job card_job;
 
 static struct {
-    sdmmc_card_t *card; /* NULL: not mounted */
-    uint32_t attempt;   /* index in `modes` of what worked, or is tried next */
-    bool missing;       /* the last attempts all failed */
+    uint32_t attempt; /* index in `modes` of what worked, or is tried next */
+    bool missing;     /* the last attempts all failed */
     char name[40], mode[24];
-    struct open_file files[FILES];
-    struct { /* what the reader's task does, or has done */
-        int file;
-        uint32_t offset, len;
-        void *dst;
-        bool pending;
-    } ahead;
 } sd;
 
 /* From the fastest to the one that almost every card and wiring bears. */
@@ -53,39 +38,87 @@ static const struct {
 };
 #define MODES (sizeof modes / sizeof *modes)
 
-/* ---- reading ahead ---- */
+/* ---- jobs ---- */
 
-static void finish_ahead(void) {
-    if (sd.ahead.pending) {
-        (void)cores_read_wait();
-        sd.ahead.pending = false;
+static void set_timeout(int ms) {
+    if (card_state.sdmmc)
+        card_state.sdmmc->host.command_timeout_ms = ms;
+}
+
+static void work(void) {
+    const unsigned closing = atomic_exchange(&card_state.closing, 0);
+    set_timeout(0);
+    for (int i = 0; i < (int)CARD_FILES; i++)
+        if (closing & 1u << i)
+            (void)card_close_now(i);
+    set_timeout(card_job.writes ? 0 : READ_TIMEOUT_MS);
+    card_job.status = card_job.run();
+}
+
+bool card_job_ended(uint32_t wait_ms) {
+    if (card_job.under_way && cores_card_wait(wait_ms)) {
+        card_job.under_way = false;
+        if (atomic_load(&card_job.given_up) && card_job.run == card_open_now &&
+            card_job.status >= 0)
+            atomic_fetch_or(&card_state.closing, 1u << card_job.status); /* nobody knows of it */
     }
+    return !card_job.under_way;
+}
+
+bool card_job_wait(bool to_its_end) {
+    for (uint32_t waited_ms = 0; !card_job_ended(STEP_MS); waited_ms += STEP_MS) {
+        if (waited_ms < LONGEST_MS && board_stopping() && !to_its_end) {
+            atomic_store(&card_job.given_up, true);
+            card_job.ahead = false;
+            return false;
+        }
+    }
+    return true;
+}
+
+void card_job_start(int (*run)(void), bool writes) {
+    card_job.run = run;
+    card_job.ahead = false;
+    card_job.writes = writes;
+    atomic_store(&card_job.given_up, false);
+    card_job.under_way = true;
+    cores_card_start(work);
+}
+
+int card_job_read(int (*run)(void)) {
+    card_job_start(run, false);
+    return card_job_wait(false) ? card_job.status : TLLM_E_CANCELLED;
+}
+
+int card_job_write(int (*run)(void)) {
+    card_job_start(run, true);
+    (void)card_job_wait(true);
+    return card_job.status;
 }
 
 /* ---- mounting ---- */
 
 static void unmount(void) {
-    finish_ahead();
-    for (uint32_t i = 0; i < FILES; i++)
-        sd.files[i].used = false; /* FatFs forgets them with the volume */
-    if (sd.card)
-        (void)esp_vfs_fat_sdcard_unmount(MOUNT_POINT, sd.card);
-    sd.card = NULL;
+    for (uint32_t i = 0; i < CARD_FILES; i++)
+        card_state.files[i].used = false; /* FatFs forgets them with the volume */
+    if (card_state.sdmmc)
+        (void)esp_vfs_fat_sdcard_unmount(MOUNT_POINT, card_state.sdmmc);
+    card_state.sdmmc = NULL;
     sd.name[0] = sd.mode[0] = 0;
 }
 
 static void describe_card(void) {
-    const uint64_t megabytes =
-        (uint64_t)(uint32_t)sd.card->csd.capacity * (uint32_t)sd.card->csd.sector_size / 1000000u;
+    const uint64_t megabytes = (uint64_t)(uint32_t)card_state.sdmmc->csd.capacity *
+                               (uint32_t)card_state.sdmmc->csd.sector_size / 1000000u;
     (void)snprintf(sd.name, sizeof sd.name, "%s %lu.%lu GB %.7s",
-                   sd.card->is_mmc      ? "MMC"
-                   : megabytes > 32768u ? "SDXC"
-                   : megabytes > 2048u  ? "SDHC"
-                                        : "SDSC",
+                   card_state.sdmmc->is_mmc ? "MMC"
+                   : megabytes > 32768u     ? "SDXC"
+                   : megabytes > 2048u      ? "SDHC"
+                                            : "SDSC",
                    (unsigned long)(megabytes / 1000), (unsigned long)(megabytes % 1000 / 100),
-                   sd.card->cid.name);
-    (void)snprintf(sd.mode, sizeof sd.mode, "%u-bit %d MHz", 1u << sd.card->log_bus_width,
-                   sd.card->real_freq_khz / 1000);
+                   card_state.sdmmc->cid.name);
+    (void)snprintf(sd.mode, sizeof sd.mode, "%u-bit %d MHz", 1u << card_state.sdmmc->log_bus_width,
+                   card_state.sdmmc->real_freq_khz / 1000);
 }
 
 static esp_err_t mount_as(int width, int khz) {
@@ -97,6 +130,7 @@ static esp_err_t mount_as(int width, int khz) {
         .disk_status_check_enable = true,
     };
     host.max_freq_khz = khz;
+    host.command_timeout_ms = READ_TIMEOUT_MS;
     slot.width = (uint8_t)width;
     slot.flags |= SDMMC_SLOT_FLAG_INTERNAL_PULLUP;
 #if BOARD_SD_PINS
@@ -107,7 +141,7 @@ static esp_err_t mount_as(int width, int khz) {
     slot.d2 = BOARD_SD_D2;
     slot.d3 = BOARD_SD_D3;
 #endif
-    return esp_vfs_fat_sdmmc_mount(MOUNT_POINT, &host, &slot, &config, &sd.card);
+    return esp_vfs_fat_sdmmc_mount(MOUNT_POINT, &host, &slot, &config, &card_state.sdmmc);
 }
 
 /* In 1-bit mode nothing else drives the LED's pin; in 4-bit mode it is the card's D1. */
@@ -123,327 +157,63 @@ static void led_off(int width) {
 #endif
 }
 
-/* Without a card each attempt waits for answers that do not come; feed the watchdog between them.
- */
-static bool mount_from(uint32_t first) {
+/* DEV_E_NO_CARD where none answers, DEV_E_FS where one does and holds no FAT volume. */
+static int mount_from(uint32_t first) {
+    int status = DEV_E_NO_CARD;
     for (uint32_t i = first; i < MODES; i++) {
-        (void)esp_task_wdt_reset();
-        if (mount_as(modes[i].width, modes[i].khz) == ESP_OK) {
+        if (atomic_load(&card_job.given_up))
+            return TLLM_E_CANCELLED;
+        const esp_err_t error = mount_as(modes[i].width, modes[i].khz);
+        if (error == ESP_OK) {
             sd.attempt = i;
             led_off(modes[i].width);
             describe_card();
-            return true;
+            return 0;
         }
-        sd.card = NULL;
+        card_state.sdmmc = NULL;
+        status = error == ESP_FAIL ? DEV_E_FS : DEV_E_NO_CARD;
     }
     led_off(1);
-    return false;
+    return status;
+}
+
+static int mount_now(void) {
+    if (card_job.slower && card_state.sdmmc && sd.attempt + 1 < MODES)
+        sd.attempt++;
+    unmount();
+    int status = 0;
+    if (sd.missing) { /* look with one attempt, so that the console stays quick, then from the
+                         fastest */
+        status = mount_from(MODES - 1);
+        if (status < 0)
+            return status;
+        unmount();
+        sd.attempt = 0;
+    }
+    status = mount_from(sd.attempt);
+    sd.missing = status == DEV_E_NO_CARD || status == DEV_E_FS;
+    if (sd.missing)
+        sd.attempt = 0; /* the next card may be better */
+    return status;
 }
 
 int card_mount(void *ctx, bool slower) {
     (void)ctx;
-    unmount();
-    if (slower && sd.attempt + 1 < MODES)
-        sd.attempt++;
-    if (sd.missing) { /* look with one attempt, so that the console stays quick, then from the
-                         fastest */
-        if (!mount_from(MODES - 1))
-            return DEV_E_NO_CARD;
-        unmount();
-        sd.attempt = 0;
-    }
-    sd.missing = !mount_from(sd.attempt);
-    if (sd.missing)
-        sd.attempt = 0; /* the next card may be better */
-    return sd.missing ? DEV_E_NO_CARD : 0;
+    if (!card_job_wait(false))
+        return TLLM_E_CANCELLED;
+    card_job.slower = slower;
+    return card_job_read(mount_now);
+}
+
+bool card_busy(void *ctx, uint32_t wait_ms) {
+    (void)ctx;
+    return !card_job_ended(wait_ms);
 }
 
 const char *card_name(void) {
-    return sd.name;
+    return card_job.under_way ? "" : sd.name;
 }
 
 const char *card_mode(void) {
-    return sd.mode;
-}
-
-/* ---- files ---- */
-
-static int status_of(FRESULT result) {
-    switch (result) {
-    case FR_OK:
-        return 0;
-    case FR_DISK_ERR:
-        return TLLM_E_IO;
-    case FR_NOT_READY:
-    case FR_INVALID_OBJECT: /* the volume went away under an open file */
-        return DEV_E_NO_CARD;
-    case FR_DENIED:
-        return DEV_E_FULL; /* no free cluster or directory entry; nothing here is read-only */
-    default:
-        return DEV_E_FS;
-    }
-}
-
-static bool full_path(char *full, const char *path) {
-    const size_t drive = sizeof DRIVE - 1, len = strlen(path);
-    if (len >= DEV_PATH)
-        return false;
-    memcpy(full, DRIVE, drive);
-    memcpy(full + drive, path, len + 1);
-    return true;
-}
-
-#define FULL_PATH (DEV_PATH + sizeof DRIVE)
-
-static struct open_file *opened(int file) {
-    if (!sd.card || file < 0 || file >= (int)FILES || !sd.files[file].used)
-        return NULL;
-    return &sd.files[file];
-}
-
-int card_file_open(void *ctx, const char *path, enum dev_open how) {
-    char full[FULL_PATH];
-    int file = 0;
-    (void)ctx;
-    if (!sd.card)
-        return DEV_E_NO_CARD;
-    finish_ahead();
-    while (file < (int)FILES && sd.files[file].used)
-        file++;
-    if (file == (int)FILES || !full_path(full, path))
-        return DEV_E_FS;
-    struct open_file *open = &sd.files[file];
-    const BYTE mode = how == DEV_READ ? FA_READ : FA_READ | FA_WRITE | FA_OPEN_ALWAYS;
-    const FRESULT result = f_open(&open->file, full, mode);
-    if (result != FR_OK)
-        return status_of(result);
-    open->used = true;
-    open->mapped = false;
-    if (how == DEV_READ) { /* its clusters do not change: look them up once */
-        open->links[0] = LINKS;
-        open->file.cltbl = open->links;
-        const FRESULT mapped = f_lseek(&open->file, CREATE_LINKMAP);
-        open->mapped = mapped == FR_OK;
-        if (!open->mapped)
-            open->file.cltbl = NULL;
-        if (!open->mapped && mapped != FR_NOT_ENOUGH_CORE) {
-            (void)card_file_close(NULL, file);
-            return status_of(mapped);
-        }
-    }
-    return file;
-}
-
-int card_file_close(void *ctx, int file) {
-    struct open_file *open = opened(file);
-    (void)ctx;
-    if (!open)
-        return DEV_E_NO_CARD;
-    finish_ahead();
-    open->used = false;
-    return status_of(f_close(&open->file));
-}
-
-/* Whole sectors straight into dst, which has room for them. */
-static int read_sectors(const struct open_file *open, uint32_t offset, uint8_t *dst, uint32_t len) {
-    const FATFS *volume = open->file.obj.fs;
-    uint32_t sector = offset / SECTOR, left = (len + SECTOR - 1) / SECTOR;
-    while (left) {
-        struct dev_extent extent;
-        if (!dev_extent_find(open->links, LINKS, volume->csize, (uint32_t)volume->database, sector,
-                             &extent))
-            return TLLM_E_IO;
-        const uint32_t n = extent.sectors < left ? extent.sectors : left;
-        if (sdmmc_read_sectors(sd.card, dst, extent.first, n) != ESP_OK)
-            return sdmmc_get_status(sd.card) == ESP_OK ? TLLM_E_IO : DEV_E_NO_CARD;
-        dst += (size_t)n * SECTOR;
-        sector += n;
-        left -= n;
-    }
-    return 0;
-}
-
-static int read_now(int file, uint32_t offset, void *dst, uint32_t len) {
-    struct open_file *open = opened(file);
-    UINT got = 0;
-    if (!open)
-        return DEV_E_NO_CARD;
-    const uint32_t size = (uint32_t)f_size(&open->file);
-    if (offset >= size)
-        return 0;
-    if (len > size - offset)
-        len = size - offset;
-    if (open->mapped && offset % SECTOR == 0 && esp_ptr_dma_capable(dst)) {
-        const int status = read_sectors(open, offset, dst, len);
-        return status < 0 ? status : (int)len;
-    }
-    FRESULT result = f_lseek(&open->file, offset);
-    if (result == FR_OK)
-        result = f_read(&open->file, dst, len, &got);
-    return result == FR_OK ? (int)got : status_of(result);
-}
-
-static int read_task(void *arg) {
-    (void)arg;
-    return read_now(sd.ahead.file, sd.ahead.offset, sd.ahead.dst, sd.ahead.len);
-}
-
-int card_file_read(void *ctx, int file, uint32_t offset, void *dst, uint32_t len) {
-    (void)ctx;
-    if (sd.ahead.pending) {
-        const int status = cores_read_wait();
-        sd.ahead.pending = false;
-        if (sd.ahead.file == file && sd.ahead.offset == offset && sd.ahead.dst == dst &&
-            sd.ahead.len == len)
-            return status;
-    }
-    return read_now(file, offset, dst, len);
-}
-
-void card_file_prefetch(void *ctx, int file, uint32_t offset, void *dst, uint32_t len) {
-    (void)ctx;
-    finish_ahead();
-    sd.ahead.file = file;
-    sd.ahead.offset = offset;
-    sd.ahead.dst = dst;
-    sd.ahead.len = len;
-    sd.ahead.pending = true;
-    cores_read_start(read_task, NULL);
-}
-
-int card_file_write(void *ctx, int file, uint32_t offset, const void *src, uint32_t len) {
-    struct open_file *open = opened(file);
-    UINT put = 0;
-    (void)ctx;
-    if (!open)
-        return DEV_E_NO_CARD;
-    finish_ahead();
-    FRESULT result = f_lseek(&open->file, offset);
-    if (result == FR_OK && f_tell(&open->file) != offset)
-        return DEV_E_FULL; /* FatFs stops a seek beyond the end where the card is full */
-    if (result == FR_OK)
-        result = f_write(&open->file, src, len, &put);
-    if (result == FR_OK && put < len)
-        return DEV_E_FULL;
-    return status_of(result);
-}
-
-int card_file_truncate(void *ctx, int file, uint32_t size) {
-    struct open_file *open = opened(file);
-    (void)ctx;
-    if (!open)
-        return DEV_E_NO_CARD;
-    finish_ahead();
-    FRESULT result = f_lseek(&open->file, size);
-    if (result == FR_OK)
-        result = f_truncate(&open->file);
-    return status_of(result);
-}
-
-int card_file_sync(void *ctx, int file) {
-    struct open_file *open = opened(file);
-    (void)ctx;
-    if (!open)
-        return DEV_E_NO_CARD;
-    finish_ahead();
-    return status_of(f_sync(&open->file));
-}
-
-int card_file_rename(void *ctx, const char *from, const char *to) {
-    char full_from[FULL_PATH], full_to[FULL_PATH];
-    (void)ctx;
-    if (!sd.card)
-        return DEV_E_NO_CARD;
-    if (!full_path(full_from, from) || !full_path(full_to, to))
-        return DEV_E_FS;
-    finish_ahead();
-    return status_of(f_rename(full_from, full_to));
-}
-
-int card_file_remove(void *ctx, const char *path) {
-    char full[FULL_PATH];
-    (void)ctx;
-    if (!sd.card)
-        return DEV_E_NO_CARD;
-    if (!full_path(full, path))
-        return DEV_E_FS;
-    finish_ahead();
-    const FRESULT result = f_unlink(full);
-    return result == FR_DENIED ? DEV_E_FS : status_of(result); /* a directory that is not empty */
-}
-
-int card_file_size(void *ctx, const char *path, uint32_t *size) {
-    char full[FULL_PATH];
-    FILINFO info;
-    (void)ctx;
-    if (!sd.card)
-        return DEV_E_NO_CARD;
-    if (!full_path(full, path))
-        return DEV_E_FS;
-    finish_ahead();
-    const FRESULT result = f_stat(full, &info);
-    if (result != FR_OK)
-        return status_of(result);
-    *size = (uint32_t)info.fsize;
-    return info.fattrib & AM_DIR ? DEV_E_FS : 0;
-}
-
-int card_make_dir(void *ctx, const char *path) {
-    char full[FULL_PATH];
-    (void)ctx;
-    if (!sd.card)
-        return DEV_E_NO_CARD;
-    if (!full_path(full, path))
-        return DEV_E_FS;
-    finish_ahead();
-    const FRESULT result = f_mkdir(full);
-    return result == FR_EXIST ? 0 : status_of(result);
-}
-
-int card_list(void *ctx, const char *path, uint32_t index, char *name, uint32_t name_len,
-              uint32_t *size) {
-    char full[FULL_PATH];
-    FF_DIR dir;
-    FILINFO info;
-    (void)ctx;
-    if (!sd.card)
-        return DEV_E_NO_CARD;
-    if (!full_path(full, path))
-        return DEV_E_FS;
-    finish_ahead();
-    FRESULT result = f_opendir(&dir, full);
-    if (result != FR_OK)
-        return status_of(result);
-    do
-        result = f_readdir(&dir, &info);
-    while (result == FR_OK && info.fname[0] && index--);
-    (void)f_closedir(&dir);
-    if (result != FR_OK)
-        return status_of(result);
-    if (!info.fname[0])
-        return 0;
-    const size_t len = strlen(info.fname);
-    if (len >= name_len)
-        return DEV_E_FS;
-    memcpy(name, info.fname, len + 1);
-    *size = info.fattrib & AM_DIR ? DEV_DIRECTORY : (uint32_t)info.fsize;
-    return 1;
-}
-
-int card_space(void *ctx, uint64_t *free_bytes, uint64_t *total_bytes) {
-    FATFS *volume;
-    DWORD free_clusters;
-    (void)ctx;
-    if (!sd.card)
-        return DEV_E_NO_CARD;
-    finish_ahead();
-    /* Where the volume does not know, FatFs counts its whole table: seconds on a large card. */
-    (void)esp_task_wdt_delete(NULL);
-    const FRESULT result = f_getfree(DRIVE, &free_clusters, &volume);
-    (void)esp_task_wdt_add(NULL);
-    if (result != FR_OK)
-        return status_of(result);
-    *free_bytes = (uint64_t)free_clusters * volume->csize * SECTOR;
-    *total_bytes = (uint64_t)(volume->n_fatent - 2) * volume->csize * SECTOR;
-    return 0;
+    return card_job.under_way ? "" : sd.mode;
 }

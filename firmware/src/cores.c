@@ -1,4 +1,4 @@
-/* A worker on core 1 for the engine's second part, and a task that reads the card meanwhile. */
+/* A worker on core 1 for the engine's second part, and a task that works on the card meanwhile. */
 #include "board.h"
 
 #include "freertos/FreeRTOS.h"
@@ -6,12 +6,12 @@
 #include "freertos/task.h"
 
 #define WORKER_STACK 4096
-#define READER_STACK 4096
+#define CARD_STACK   6144 /* mounting and FatFs go deep */
 #define WORKER_CORE  1
-#define READER_CORE  0
-/* The reader mostly waits for the card's DMA; when it does not, it goes first. */
+#define CARD_CORE    0
+/* The card's task mostly waits for the card's DMA; when it does not, it goes first. */
 #define WORKER_PRIORITY 5
-#define READER_PRIORITY 6
+#define CARD_PRIORITY   6
 
 static struct {
     SemaphoreHandle_t go, done;
@@ -22,10 +22,8 @@ static struct {
 
 static struct {
     SemaphoreHandle_t go, done;
-    int (*read)(void *arg);
-    void *arg;
-    int result;
-} reader;
+    void (*job)(void);
+} card;
 
 static void work(void *unused) {
     (void)unused;
@@ -37,26 +35,26 @@ static void work(void *unused) {
     }
 }
 
-static void read_ahead(void *unused) {
+static void work_on_card(void *unused) {
     (void)unused;
     for (;;) {
-        (void)xSemaphoreTake(reader.go, portMAX_DELAY);
-        reader.result = reader.read(reader.arg);
-        (void)xSemaphoreGive(reader.done);
+        (void)xSemaphoreTake(card.go, portMAX_DELAY);
+        card.job();
+        (void)xSemaphoreGive(card.done);
     }
 }
 
 int cores_start(void) {
     worker.go = xSemaphoreCreateBinary();
     worker.done = xSemaphoreCreateBinary();
-    reader.go = xSemaphoreCreateBinary();
-    reader.done = xSemaphoreCreateBinary();
-    if (!worker.go || !worker.done || !reader.go || !reader.done)
+    card.go = xSemaphoreCreateBinary();
+    card.done = xSemaphoreCreateBinary();
+    if (!worker.go || !worker.done || !card.go || !card.done)
         return TLLM_E_FAST;
     if (xTaskCreatePinnedToCore(work, "worker", WORKER_STACK, NULL, WORKER_PRIORITY, NULL,
                                 WORKER_CORE) != pdPASS ||
-        xTaskCreatePinnedToCore(read_ahead, "reader", READER_STACK, NULL, READER_PRIORITY, NULL,
-                                READER_CORE) != pdPASS)
+        xTaskCreatePinnedToCore(work_on_card, "card", CARD_STACK, NULL, CARD_PRIORITY, NULL,
+                                CARD_CORE) != pdPASS)
         return TLLM_E_FAST;
     return 0;
 }
@@ -73,13 +71,11 @@ void cores_parallel(void *ctx, void (*fn)(void *arg, uint32_t part, uint32_t par
     (void)xSemaphoreTake(worker.done, portMAX_DELAY);
 }
 
-void cores_read_start(int (*read)(void *arg), void *arg) {
-    reader.read = read;
-    reader.arg = arg;
-    (void)xSemaphoreGive(reader.go);
+void cores_card_start(void (*job)(void)) {
+    card.job = job;
+    (void)xSemaphoreGive(card.go);
 }
 
-int cores_read_wait(void) {
-    (void)xSemaphoreTake(reader.done, portMAX_DELAY);
-    return reader.result;
+bool cores_card_wait(uint32_t ms) {
+    return xSemaphoreTake(card.done, pdMS_TO_TICKS(ms)) == pdTRUE;
 }

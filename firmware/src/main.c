@@ -8,6 +8,8 @@
 #include "freertos/FreeRTOS.h"
 #include "freertos/task.h"
 
+#include <stdio.h>
+
 /* `host flash` generates it; a firmware built without one runs whatever model the card holds. */
 #if __has_include("tllm_model_data.h")
 #include "tllm_model_data.h"
@@ -21,6 +23,7 @@
 #define WATCHDOG_MS 15000
 
 static struct memory memory;
+static struct dev dev;
 
 static const char *reset_reason(void) {
     switch (esp_reset_reason()) {
@@ -51,6 +54,10 @@ static uint64_t now_us(void *ctx) {
 static void feed_watchdog(void *ctx) {
     (void)ctx;
     (void)esp_task_wdt_reset();
+}
+
+bool board_stopping(void) {
+    return dev_stopping(&dev);
 }
 
 static void restart(void *ctx) {
@@ -85,6 +92,7 @@ static const struct dev_port port = {
     .list = card_list,
     .space = card_space,
     .file_prefetch = card_file_prefetch,
+    .card_busy = card_busy,
     .now_us = now_us,
     .parallel = cores_parallel,
     .feed_watchdog = feed_watchdog,
@@ -93,7 +101,7 @@ static const struct dev_port port = {
 };
 
 /* Nothing can run: say why, now and whenever a terminal is opened later. */
-static void refuse(const char *sentence) {
+static _Noreturn void refuse(const char *sentence) {
     for (;;) {
         line_say(sentence);
         feed_watchdog(NULL);
@@ -101,10 +109,36 @@ static void refuse(const char *sentence) {
     }
 }
 
+static _Noreturn void refuse_psram(void) {
+    char sentence[240];
+    if (memory.psram_bytes == 0)
+        refuse("No PSRAM was found, and the model needs it: use a board with 4 MB of PSRAM, or "
+               "build for PSRAM at 40 MHz if this one has it (docs/HARDWARE.md).\r\n");
+    if (memory.psram_fails)
+        refuse("The PSRAM does not keep what is written to it: build for PSRAM at 40 MHz "
+               "(docs/HARDWARE.md), or use another board.\r\n");
+    (void)snprintf(
+        sentence, sizeof sentence,
+        "PSRAM of %lu bytes was found, but no block of %lu bytes in it could be had; the "
+        "largest free one has %lu. Build for PSRAM at 40 MHz (docs/HARDWARE.md), or use "
+        "another board.\r\n",
+        (unsigned long)memory.psram_bytes, (unsigned long)MEMORY_LEAST,
+        (unsigned long)memory.bulk_largest);
+    refuse(sentence);
+}
+
+static _Noreturn void refuse_internal(void) {
+    char sentence[160];
+    (void)snprintf(sentence, sizeof sentence,
+                   "The internal memory has no block of %lu bytes for the engine; the largest free "
+                   "one has %lu: this build is too large.\r\n",
+                   (unsigned long)MEMORY_LEAST, (unsigned long)memory.fast_largest);
+    refuse(sentence);
+}
+
 void app_main(void);
 
 void app_main(void) {
-    static struct dev dev;
     /* The idle tasks starve while the cores compute; it is this task that must not hang. */
     const esp_task_wdt_config_t watchdog = {
         .timeout_ms = WATCHDOG_MS,
@@ -124,14 +158,9 @@ void app_main(void) {
     case 0:
         break;
     case TLLM_E_BULK:
-        if (memory.psram_fails)
-            refuse("The PSRAM does not keep what is written to it: build for PSRAM at 40 MHz "
-                   "(docs/HARDWARE.md), or use another board.\r\n");
-        refuse("No PSRAM was found, and the model needs it: use a board with 4 MB of PSRAM, or "
-               "build for PSRAM at 40 MHz if this one has it (docs/HARDWARE.md).\r\n");
-        break;
+        refuse_psram();
     default:
-        refuse("The internal memory is in pieces too small for the engine.\r\n");
+        refuse_internal();
     }
 
     const struct dev_config config = {

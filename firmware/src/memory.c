@@ -8,7 +8,7 @@
 #define FAST_MOST (192u * 1024u)
 #define FAST_LEAVE                                                                                 \
     (80u * 1024u) /* internal RAM for the line's buffer, the tasks, the card, FatFs */
-#define STEP       4096u
+#define STEP       MEMORY_LEAST
 #define BULK_LEAVE (8u * 1024u)
 #define SPREAD     0x9e3779b1u /* odd: no two words of a region are equal, all bits change */
 #define INTERNAL   (MALLOC_CAP_INTERNAL | MALLOC_CAP_DMA)
@@ -45,7 +45,7 @@ int memory_take(struct memory *memory) {
     memory->psram_bytes = esp_psram_is_initialized() ? esp_psram_get_size() : 0;
     if (memory->psram_bytes == 0)
         return TLLM_E_BULK;
-    size_t largest = heap_caps_get_largest_free_block(INTERNAL);
+    const size_t largest = memory->fast_largest = heap_caps_get_largest_free_block(INTERNAL);
     const size_t free_bytes = heap_caps_get_free_size(INTERNAL);
     /* The driver's share may come out of another block than the largest. */
     const size_t others = free_bytes - largest;
@@ -53,8 +53,9 @@ int memory_take(struct memory *memory) {
                         INTERNAL, &memory->fast_bytes);
     if (!memory->fast)
         return TLLM_E_FAST;
-    largest = heap_caps_get_largest_free_block(MALLOC_CAP_SPIRAM);
-    memory->bulk = take(largest, BULK_LEAVE, SIZE_MAX, MALLOC_CAP_SPIRAM, &memory->bulk_bytes);
+    memory->bulk_largest = heap_caps_get_largest_free_block(MALLOC_CAP_SPIRAM);
+    memory->bulk =
+        take(memory->bulk_largest, BULK_LEAVE, SIZE_MAX, MALLOC_CAP_SPIRAM, &memory->bulk_bytes);
     if (!memory->bulk)
         return TLLM_E_BULK;
     memory->psram_fails = !keeps_what_is_written(memory->bulk, memory->bulk_bytes);

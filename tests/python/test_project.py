@@ -128,7 +128,8 @@ def test_platformio_settings_are_known() -> None:
         timeout=60,
     )
     sections = {name: dict(options) for name, options in json.loads(run.stdout)}
-    assert set(sections) >= {"env:esp32cam", "env:esp32s3", "env:host", "env:lx106"}
+    environments = {name.removeprefix("env:") for name in sections if name.startswith("env:")}
+    assert environments == {"esp32cam", "esp32cam-rev3", "esp32s3", "host", "lx106"}
     assert sections["env:esp32cam"]["platform"] == "espressif32 @ 6.13.0"
     assert "warning" not in (run.stdout + run.stderr).lower()
 

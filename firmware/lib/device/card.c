@@ -70,18 +70,28 @@ int dev_card_mount(struct dev *dev, bool slower) {
     }
     const int status = dev->port->card_mount(dev->port->ctx, slower);
     dev->card_mounted = status == 0;
-    return status;
+    if (status == TLLM_E_CANCELLED) {
+        return status;
+    }
+    dev->mount_status = status;
+    return status == 0 ? 0 : DEV_E_NO_CARD;
 }
 
 void dev_card_gone(struct dev *dev) {
     dev_unload(dev);
     dev->card_mounted = false;
     dev->state = DEV_NO_CARD;
+    dev->stopped = false;
     dev->load_status = DEV_E_NO_CARD;
     dev->retry_us = dev_now(dev) + 1000000;
     struct dev_text text;
     dev_text_start(&text, dev->load_error, sizeof dev->load_error);
-    dev_text_add(&text, "There is no card, or it cannot be read: put one in.");
+    dev_text_add(
+        &text, dev->mount_status == DEV_E_FS
+                   ? "There is a card, but no FAT file system that can be read: format it as "
+                     "FAT32 (exFAT is not read), and put the model on it with `host card` or "
+                     "`host upload`."
+                   : "There is no card, or it does not answer: put in a card formatted as FAT32.");
 }
 
 /* ---- reads ---- */
@@ -94,11 +104,18 @@ static int read_all(struct dev *dev, int file, uint32_t offset, void *dst, uint3
     return (uint32_t)got == len ? 0 : TLLM_E_IO;
 }
 
+static bool failed(int status) {
+    return status != 0 && status != TLLM_E_CANCELLED;
+}
+
 int dev_file_read(struct dev *dev, int file, uint32_t offset, void *dst, uint32_t len) {
     int status = TLLM_E_IO;
-    for (uint32_t i = 0; i < TRIES && status != 0; ++i) {
+    for (uint32_t i = 0; i < TRIES && failed(status); ++i) {
+        if (i > 0 && dev_busy(dev) != 0) {
+            return TLLM_E_CANCELLED;
+        }
         status = read_all(dev, file, offset, dst, len);
-        dev->counts.read_errors += status != 0;
+        dev->counts.read_errors += failed(status);
     }
     return status;
 }
@@ -111,22 +128,20 @@ static int model_read_once(struct dev *dev, uint32_t file, uint32_t offset, void
 
 int dev_model_read(struct dev *dev, uint32_t file, uint32_t offset, void *dst, uint32_t len) {
     int status = model_read_once(dev, file, offset, dst, len);
-    for (uint32_t i = 1; i < TRIES && status != 0; ++i) {
+    for (uint32_t i = 1; i <= TRIES && failed(status); ++i) {
         dev->counts.read_errors++;
-        dev_close_handles(dev);
-        status = model_read_once(dev, file, offset, dst, len);
-    }
-    if (status != 0) {
-        dev->counts.read_errors++;
-        status = dev_card_mount(dev, true);
-        if (status == 0) {
-            status = model_read_once(dev, file, offset, dst, len);
+        if (dev_busy(dev) != 0) {
+            return TLLM_E_CANCELLED;
         }
+        dev_close_handles(dev);
+        const int mounted = i < TRIES ? 0 : dev_card_mount(dev, true);
+        status = mounted == 0 ? model_read_once(dev, file, offset, dst, len) : mounted;
     }
-    if (status != 0) {
-        dev->fault = (struct tllm_fault){file, offset, len};
+    if (!failed(status)) {
+        return status;
     }
-    return status == 0 || status == DEV_E_NO_CARD ? status : DEV_E_CARD_READ;
+    dev->fault = (struct tllm_fault){file, offset, len};
+    return status == DEV_E_NO_CARD ? status : DEV_E_CARD_READ;
 }
 
 /* ---- the engine's seam ---- */

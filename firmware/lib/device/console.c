@@ -1,7 +1,6 @@
 /* The terminal: a line editor, commands, and prompts that are answered. */
 #include "internal.h"
 
-#define CTRL_C    0x03
 #define BELL      "\a"
 #define BACKSPACE 0x08
 #define CTRL_U    0x15
@@ -37,7 +36,10 @@ void dev_report(struct dev *dev, const char *string) {
 }
 
 void dev_console_prompt(struct dev *dev) {
-    dev_report(dev, "> ");
+    if (!dev->link) {
+        dev_say(dev, "> ");
+        write_line(dev, dev->line.text, dev->line.len); /* typed while something ran */
+    }
 }
 
 /* ---- the editor ---- */
@@ -83,7 +85,7 @@ void dev_console_byte(struct dev *dev, uint8_t byte) {
     struct dev_line_editor *line = &dev->line;
     const bool after_cr = line->last_cr;
     line->last_cr = byte == '\r';
-    if (byte == CTRL_C) {
+    if (byte == DEV_CTRL_C) {
         dev->cancel = true;
         line->len = 0;
         line->escape = 0;
@@ -353,5 +355,4 @@ void dev_console_line(struct dev *dev) {
     }
     dev->cancel = false;
     dev_console_prompt(dev);
-    write_line(dev, line->text, line->len); /* typed while the answer ran */
 }

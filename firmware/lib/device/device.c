@@ -8,6 +8,7 @@
 #define LOOK_US       5000u     /* between looks at the line while something runs */
 #define ALIVE_US      300000u   /* between signs of life of a request that runs */
 #define CARD_LOOK_US  1000000u
+#define SETTLE_MS     10u
 
 /* ---- memory ---- */
 
@@ -154,7 +155,10 @@ static int run_request(struct dev *dev, uint32_t len) {
         if (request->model && dev->model == NULL) {
             return dev_fail(dev, dev->load_status, dev->load_error);
         }
-        return request->run(dev, dev->request, len);
+        /* An answer settles by itself, so that it can end as one that was stopped. */
+        const bool settles = request->type > DEV_STOP && request->type != DEV_GENERATE;
+        const int settled = settles ? dev_settle(dev) : 0;
+        return settled < 0 ? settled : request->run(dev, dev->request, len);
     }
     return DEV_E_UNKNOWN;
 }
@@ -199,10 +203,18 @@ static void end(struct dev *dev, int status) {
 
 /* ---- frames ---- */
 
-/* A frame that came while something runs. */
-static void take_frame_busy(struct dev *dev, uint8_t type, uint8_t seq) {
-    if (type != DEV_DATA && (type != dev->type || seq != dev->seq)) {
+/* A frame that came while something runs. During a load the first request waits for its end. */
+static void take_frame_busy(struct dev *dev, uint8_t type, uint8_t seq, uint32_t len) {
+    if (type == DEV_DATA || (type == dev->type && seq == dev->seq)) {
+        return;
+    }
+    if (!dev->loading) {
         dev_answer_plainly(dev, type, seq, DEV_E_BUSY);
+    } else if (dev->held_type == 0) {
+        memcpy(dev->request, dev->frame.data + 2, len);
+        dev->held_type = type;
+        dev->held_seq = seq;
+        dev->held_len = len;
     }
 }
 
@@ -216,8 +228,9 @@ static void take_frame(struct dev *dev) {
         return;
     }
     if (dev->running) {
-        take_frame_busy(dev, type, seq);
+        take_frame_busy(dev, type, seq, len);
     } else if (type == DEV_DATA) {
+        (void)dev_settle(dev);
         dev_on_data(dev, dev->frame.data + 2, len);
     } else if (type == dev->answered_type && seq == dev->answered_seq && type != DEV_HELLO &&
                type != DEV_BAUD) {
@@ -253,14 +266,33 @@ static void take_byte(struct dev *dev, uint8_t byte) {
     dev->frame_us = dev_now(dev);
 }
 
+/* What is typed behind a line that waits for a load's end waits with it; a Ctrl-C drops it all. */
+static bool typed_ahead(struct dev *dev) {
+    if (!dev->loading || !dev->line.ready) {
+        return false;
+    }
+    uint32_t n = dev->received_len - dev->received_at;
+    memmove(dev->received, dev->received + dev->received_at, n);
+    if (n < sizeof dev->received) {
+        const int more =
+            dev->port->line_read(dev->port->ctx, dev->received + n, sizeof dev->received - n, 0);
+        n += more > 0 ? (uint32_t)more : 0;
+    }
+    const uint8_t *interrupt = memchr(dev->received, DEV_CTRL_C, n);
+    dev->received_at = interrupt != NULL ? (uint32_t)(interrupt - dev->received) : 0;
+    dev->received_len = n;
+    return interrupt == NULL;
+}
+
 /*
  * Takes what the line has. While a request runs inside of it, it is called again from dev_busy,
  * which goes on in the same bytes. Console lines wait in dev->line until nothing runs.
  */
 static void look(struct dev *dev, uint32_t wait_ms) {
     if (dev->received_at == dev->received_len) {
-        const int n =
-            dev->port->line_read(dev->port->ctx, dev->received, sizeof dev->received, wait_ms);
+        const bool waits = dev->held_type == 0 && !dev->line.ready;
+        const int n = dev->port->line_read(dev->port->ctx, dev->received, sizeof dev->received,
+                                           waits ? wait_ms : 0);
         dev->received_at = 0;
         dev->received_len = n > 0 ? (uint32_t)n : 0;
         if (n < 0) {
@@ -274,9 +306,13 @@ static void look(struct dev *dev, uint32_t wait_ms) {
         dev->frame_bytes = 0;
     }
     while (!dev->restart) {
-        if (dev->line.ready && !dev->running) {
+        if (dev->held_type != 0 && !dev->running) {
+            begin(dev, dev->held_type, dev->held_seq);
+            dev->held_type = 0;
+            end(dev, run_request(dev, dev->held_len));
+        } else if (dev->line.ready && !dev->running) {
             dev_console_line(dev);
-        } else if (dev->received_at < dev->received_len) {
+        } else if (!typed_ahead(dev) && dev->received_at < dev->received_len) {
             take_byte(dev, dev->received[dev->received_at++]);
         } else {
             return;
@@ -295,7 +331,21 @@ int dev_busy(struct dev *dev) {
     if (dev->running && dev->type != 0 && now - dev->sent_us >= ALIVE_US) {
         dev_send(dev, dev->type | DEV_EVENT, dev->seq, NULL, 0, NULL, 0);
     }
-    return dev->cancel;
+    return dev->running && dev->cancel;
+}
+
+bool dev_stopping(struct dev *dev) {
+    return dev_busy(dev) != 0;
+}
+
+int dev_settle(struct dev *dev) {
+    const struct dev_port *port = dev->port;
+    while (port->card_busy != NULL && port->card_busy(port->ctx, SETTLE_MS)) {
+        if (dev_stopping(dev)) {
+            return TLLM_E_CANCELLED;
+        }
+    }
+    return dev->engine_stale && dev->model != NULL ? dev_engine_start(dev) : 0;
 }
 
 /* ---- boot and loop ---- */
@@ -372,6 +422,16 @@ static void load_and_report(struct dev *dev) {
     dev_console_prompt(dev);
 }
 
+/* As a request runs: the line is looked at, a stop is heeded, frames wait until it is over. */
+static void load_by_itself(struct dev *dev) {
+    dev->running = dev->loading = true;
+    dev->cancel = false;
+    dev->reload = false;
+    load_and_report(dev);
+    dev->running = dev->loading = false;
+    dev->cancel = false;
+}
+
 static int take_buffers(struct dev *dev) {
     dev->io = dev_take(&dev->fast, TLLM_CHUNK);
     dev->frame.data = dev_take(&dev->bulk, DEV_FRAME);
@@ -408,7 +468,7 @@ int dev_init(struct dev *dev, const struct dev_config *config) {
     const int status = take_buffers(dev);
     if (status == 0) {
         banner(dev);
-        load_and_report(dev);
+        load_by_itself(dev);
     }
     return status;
 }
@@ -417,11 +477,18 @@ int dev_init(struct dev *dev, const struct dev_config *config) {
 static void watch_card(struct dev *dev) {
     const uint64_t now = dev_now(dev);
     const bool no_card = dev->state == DEV_NO_CARD;
-    if (dev->state == DEV_READY ? !dev->suspect : now < dev->retry_us) {
+    const int before = dev->mount_status;
+    if (dev->stopped || (dev->state == DEV_READY ? !dev->suspect : now < dev->retry_us)) {
         return;
     }
     dev->retry_us = now + CARD_LOOK_US;
     if (no_card && dev_card_mount(dev, false) != 0) {
+        dev_card_gone(dev);
+        if (dev->mount_status != before) {
+            dev_report(dev, dev->load_error);
+            dev_report(dev, "\n");
+            dev_console_prompt(dev);
+        }
         return;
     }
     const int there = no_card ? 0 : dev_still_there(dev);
@@ -429,7 +496,7 @@ static void watch_card(struct dev *dev) {
     if (there == DEV_E_NO_CARD || (there < 0 && dev->model == NULL)) {
         dev_card_gone(dev);
     } else if (no_card || (there == 0 && dev->model != NULL)) {
-        load_and_report(dev);
+        load_by_itself(dev);
     }
 }
 
@@ -447,6 +514,9 @@ int dev_poll(struct dev *dev, uint32_t wait_ms) {
         set_baud(dev, dev->baud_before);
     } else if (dev->baud != dev->config.baud && now - dev->good_us >= BAUD_IDLE_US) {
         set_baud(dev, dev->config.baud);
+    }
+    if (dev->reload) {
+        load_by_itself(dev);
     }
     watch_card(dev);
     if (dev->restart) {

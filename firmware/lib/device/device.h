@@ -62,6 +62,10 @@ struct dev_board {
  * card is gone, DEV_E_FULL, DEV_E_FS, TLLM_E_IO. Paths are absolute on the card ("/tllm/slot0").
  * File handles are integers >= 0; at most DEV_HANDLES + 2 files are open at once. All are called
  * from the one task that calls dev_init and dev_poll.
+ *
+ * A function that waits for more than 20 ms calls dev_stopping meanwhile, at least each 20 ms.
+ * Where that is true, one that only reads returns TLLM_E_CANCELLED at once, and what it began may
+ * go on: until card_busy says otherwise, dst of a read is still written to and belongs to the port.
  */
 struct dev_port {
     void *ctx; /* passed back, never looked at */
@@ -74,7 +78,8 @@ struct dev_port {
     /* Changes the rate once what was written has left. NULL where it cannot change. */
     int (*line_set_baud)(void *ctx, uint32_t baud);
 
-    /* Mounts the card, again if it was: at a lower clock if slower. All files are closed before. */
+    /* Mounts the card, again if it was: at a lower clock if slower. All files are closed before.
+     * DEV_E_NO_CARD where none answers, DEV_E_FS where one does that holds no file system. */
     int (*card_mount)(void *ctx, bool slower);
     int (*file_open)(void *ctx, const char *path, enum dev_open how); /* DEV_E_FS if absent */
     int (*file_close)(void *ctx, int file);
@@ -100,6 +105,9 @@ struct dev_port {
      * cannot.
      */
     void (*file_prefetch)(void *ctx, int file, uint32_t offset, void *dst, uint32_t len);
+    /* Whether something that was given up still goes on; waits for its end for at most wait_ms.
+     * NULL: never. */
+    bool (*card_busy)(void *ctx, uint32_t wait_ms);
 
     uint64_t (*now_us)(void *ctx);
     /* As tllm_port.parallel; NULL where there is one core. */
@@ -223,11 +231,16 @@ struct dev {
     uint64_t good_us;    /* when the last good frame came, or its request ended */
     bool restart;
 
-    bool running;      /* a frame's request or a console's answer */
+    bool running;      /* a frame's request, a console's answer, or a load */
+    bool loading;      /* by itself, not asked for by a request */
+    bool reload;       /* a COMMIT was stopped: the old model is loaded again */
+    bool engine_stale; /* its memory was lent to READ_TEST */
     uint8_t type, seq; /* of the frame's request, or 0 */
     bool cancel;
-    uint8_t *request; /* DEV_PAYLOAD */
-    uint8_t *answer;  /* status and payload */
+    uint8_t *request;            /* DEV_PAYLOAD */
+    uint8_t held_type, held_seq; /* the request that came during a load; 0: none */
+    uint32_t held_len;
+    uint8_t *answer; /* status and payload */
     uint32_t answer_len;
     uint8_t answered_type, answered_seq;
     struct dev_said said;
@@ -240,7 +253,9 @@ struct dev {
     int load_status;
     char load_error[DEV_SENTENCE];
     bool card_mounted;
+    int mount_status;   /* of the last attempt */
     uint64_t retry_us;  /* when the card is looked at again */
+    bool stopped;       /* loading was, and nothing begins it again by itself */
     bool suspect;       /* reads failed or gave wrong bytes: it may be another card */
     char dir[DEV_PATH]; /* of the current package; "" is the root */
 
@@ -312,6 +327,10 @@ int dev_init(struct dev *dev, const struct dev_config *config) TLLM_MUST_CHECK;
  * line is closed.
  */
 int dev_poll(struct dev *dev, uint32_t wait_ms) TLLM_MUST_CHECK;
+
+/* For the port's functions while they wait: feeds the watchdog and looks at the line. True: stop.
+ */
+bool dev_stopping(struct dev *dev);
 
 /* dev_poll until it returns something else than 0, and returns that. */
 int dev_run(struct dev *dev) TLLM_MUST_CHECK;

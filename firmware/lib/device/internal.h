@@ -117,12 +117,16 @@ const char *dev_words(int status);
 uint64_t dev_now(struct dev *dev);
 /* Looks at the line while something runs, and feeds the watchdog. Non-zero: stop. */
 int dev_busy(struct dev *dev);
+/* Waits for what was given up, before its memory and the card are used again. 0, or
+ * TLLM_E_CANCELLED: it still goes on. */
+int dev_settle(struct dev *dev);
 /* 64-byte aligned. NULL past the end, where `used` goes on counting what would be needed. */
 void *dev_take(struct dev_arena *arena, size_t bytes);
 size_t dev_room(const struct dev_arena *arena);
 
 /* ---- the console (console.c) ---- */
 
+#define DEV_CTRL_C 0x03
 void dev_console_byte(struct dev *dev, uint8_t byte);
 void dev_console_line(struct dev *dev); /* runs the line that is ready */
 void dev_console_prompt(struct dev *dev);
@@ -148,6 +152,7 @@ bool dev_try_again(struct dev *dev, int status, uint32_t *tries);
 
 /* ---- the card (card.c) ---- */
 
+/* 0, DEV_E_NO_CARD (mount_status says more) or TLLM_E_CANCELLED. */
 int dev_card_mount(struct dev *dev, bool slower);
 void dev_card_gone(struct dev *dev);
 void dev_close_handles(struct dev *dev);

@@ -40,7 +40,7 @@ static int check_memory(struct dev *dev, const char *region, const struct dev_ar
 }
 
 static int read_failed(struct dev *dev, int status, const char *file, uint32_t offset) {
-    if (status == DEV_E_NO_CARD) {
+    if (status == DEV_E_NO_CARD || status == TLLM_E_CANCELLED) {
         return status;
     }
     struct dev_text *text = dev_error(dev);
@@ -141,6 +141,10 @@ static int open_descriptor(struct dev *dev, const char *dir, const uint8_t *expe
     const size_t used = dev->bulk.used;
     int status = TLLM_E_CRC;
     for (uint32_t i = 0; i < TRIES && status != 0 && status != DEV_E_NO_CARD; ++i) {
+        if (dev_busy(dev) != 0 || status == TLLM_E_CANCELLED) {
+            status = TLLM_E_CANCELLED;
+            break;
+        }
         dev->bulk.used = used;
         status = parse_descriptor(dev, file, size, expected);
     }
@@ -153,6 +157,9 @@ static int check_sizes(struct dev *dev) {
         const struct tllm_file *file = &dev->model->files[i];
         char path[DEV_PATH];
         uint32_t size = 0;
+        if (dev_busy(dev) != 0) {
+            return TLLM_E_CANCELLED;
+        }
         dev_package_path(path, dev->dir, file->name);
         const int status = dev->port->file_size(dev->port->ctx, path, &size);
         if (status == DEV_E_FS) {
@@ -202,8 +209,9 @@ static int read_chunks(struct dev *dev, uint32_t index, uint32_t offset, uint32_
             dev_text_add(text, " has not its checksum: copy the package again.");
             return TLLM_E_CRC;
         }
-        if (tries + 2 == TRIES && dev_card_mount(dev, true) != 0) {
-            return DEV_E_NO_CARD;
+        status = tries + 2 == TRIES ? dev_card_mount(dev, true) : 0;
+        if (status != 0) {
+            return status;
         }
     }
 }
@@ -338,6 +346,7 @@ static int plan_program(struct dev *dev) {
 
 int dev_engine_start(struct dev *dev) {
     dev->logits = false;
+    dev->engine_stale = false;
     return tllm_init(&dev->engine, &dev->engine_config, dev->engine_fast, dev->memory.fast_engine,
                      dev->engine_bulk, dev->memory.bulk_engine);
 }
@@ -370,6 +379,7 @@ static int load_package(struct dev *dev, const char *dir, const uint8_t *expecte
 
 int dev_load_from(struct dev *dev, const char *dir, const uint8_t *fingerprint) {
     dev_unload(dev);
+    dev->stopped = false;
     const int status = load_package(dev, dir, fingerprint);
     if (status != 0) {
         dev_explain(dev, status);
@@ -430,7 +440,12 @@ static int load_current(struct dev *dev) {
 void dev_load(struct dev *dev) {
     dev_unload(dev);
     dev->sentence[0] = '\0';
-    const int status = load_current(dev);
+    int status = load_current(dev);
+    if (status == TLLM_E_CANCELLED) {
+        status = dev_fail(dev, DEV_E_NO_MODEL,
+                          "Loading was stopped, so there is no model: /reboot loads it.");
+        dev->stopped = true;
+    }
     dev->load_status = status;
     if (status == DEV_E_NO_CARD) {
         dev_card_gone(dev);

@@ -274,8 +274,9 @@ int dev_on_read_test(struct dev *dev, const uint8_t *payload, uint32_t len) {
         return dev_fail(dev, DEV_E_PAYLOAD,
                         "A block must be a multiple of 512 bytes that fits the engine's memory.");
     }
+    dev->engine_stale = true;
     const int status = read_test(dev, block, total);
-    const int started = dev_engine_start(dev);
+    const int started = status == TLLM_E_CANCELLED ? 0 : dev_settle(dev);
     return status == 0 ? started : status;
 }
 

@@ -100,7 +100,12 @@ int dev_talk(struct dev *dev, const char *text, uint32_t len, uint32_t n,
     struct tllm_session *session = &dev->session;
     session->policy = dev->policy;
     session->sampling = dev->sampling;
-    int status = prompt(dev, text, len, talk);
+    int status = dev_settle(dev);
+    if (status == TLLM_E_CANCELLED) {
+        talk->end = TLLM_END_CANCELLED;
+        return 0;
+    }
+    status = status == 0 ? prompt(dev, text, len, talk) : status;
     if (status == 0) {
         dev->engine.stats = (struct tllm_stats){0};
         status = answer(dev, n, at_start, emit, talk);

@@ -295,6 +295,10 @@ int dev_on_commit(struct dev *dev, const uint8_t *payload, uint32_t len) {
     if (status == DEV_E_NO_CARD) {
         return status;
     }
+    if (status == TLLM_E_CANCELLED) {
+        dev->reload = true;
+        return status;
+    }
     memcpy(sentence, dev->sentence, sizeof sentence);
     dev_load(dev); /* the old one goes on */
     return dev_fail(dev, status, sentence);

@@ -17,7 +17,8 @@ typedef void tllm_rows_fn(void *arg, const uint8_t *rows, uint32_t first, uint32
  */
 void tllm_stream_begin(struct tllm_engine *engine, uint32_t end_tensor);
 
-/* Whatever ended the pass: on return no prefetch is under way. */
+/* Whatever ended the pass: on return no prefetch is under way, but for one that the port gave up.
+ */
 void tllm_stream_end(struct tllm_engine *engine);
 
 /* Hands rows [first, first + count) of a tensor to fn, in order. */

@@ -35,7 +35,7 @@ enum tllm_error {
     TLLM_E_FAST = -6,      /* the fast region is too small */
     TLLM_E_BULK = -7,      /* the bulk region is too small */
     TLLM_E_CONTEXT = -8,   /* the context is full */
-    TLLM_E_CANCELLED = -9, /* yield asked to stop */
+    TLLM_E_CANCELLED = -9, /* yield or the port asked to stop */
     TLLM_E_UTF8 = -10,     /* text is not valid UTF-8 */
     TLLM_E_TOO_LONG = -11, /* text or prompt is longer than the context (or the buffer) allows */
     TLLM_E_LIMIT = -12,    /* a dimension is beyond what this build supports */
@@ -130,6 +130,8 @@ struct tllm_port {
      * Bytes [offset, offset + len) of a file into dst. 0 or a negative error; a short read is an
      * error. For streamed weights and embedding rows offset is a multiple of TLLM_CHUNK, dst is
      * 64-byte aligned and has room for len rounded up to 512 bytes, all of which may be written.
+     * A port that returns TLLM_E_CANCELLED while dst is still written to has its owner wait for
+     * that before the engine is called again or its memory is used for anything else.
      */
     int (*read)(void *ctx, uint32_t file, uint32_t offset, void *dst, uint32_t len);
 

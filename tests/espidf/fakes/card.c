@@ -12,19 +12,21 @@
 #include "sdmmc_cmd.h"
 
 #include <dirent.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 #include <sys/stat.h>
-#include <time.h>
 
 #define SECTOR   512u
 #define CSIZE    ((uint32_t)fake_option("CSIZE", 4)) /* sectors of a cluster */
 #define CLUSTER  (CSIZE * SECTOR)
-#define DATABASE 2083u /* no multiple of a cluster, as on real cards */
-#define CLUSTERS 16384u
+#define DATABASE 2083u  /* no multiple of a cluster, as on real cards */
+#define MOST     16384u /* clusters */
+#define CLUSTERS ((uint32_t)fake_option("CLUSTERS", MOST))
 #define NODES    256u
+#define NOT_YET  0xa5 /* in a buffer until its bytes come */
 #define LINKS    4096u
 
 struct node {
@@ -36,14 +38,31 @@ struct node {
 
 static struct {
     uint8_t *data;
-    bool taken[CLUSTERS];
+    bool taken[MOST];
     struct node nodes[NODES];
     FATFS fs;
     sdmmc_card_t card;
     WORD mounts;
     bool mounted, filled, gone, check;
-    long attempts, reads, raw_sectors, fatfs_sectors;
+    long attempts, reads, raw_sectors, fatfs_sectors, stuck;
+    atomic_bool in_use, sticks;
 } sd;
+
+/* ---- one task at a time ---- */
+
+/* FatFs and the driver would make the other wait; the firmware means never to come to that. */
+static void enter(void) {
+    if (atomic_exchange(&sd.in_use, true))
+        fake_misuse("the card is used while something is done with it");
+}
+
+static void leave(void) {
+    atomic_store(&sd.in_use, false);
+}
+
+void fake_card_sticks(void) {
+    atomic_store(&sd.sticks, sd.stuck++ == 0);
+}
 
 /* ---- the volume ---- */
 
@@ -147,28 +166,67 @@ static void fill(const char *host, const char *path) {
 
 /* ---- the controller ---- */
 
+/* What the card holds, in the directory FAKE_KEEP. */
+static void keep(const char *folder) {
+    char path[1200];
+    for (uint32_t i = 0; i < NODES; i++) {
+        const struct node *node = &sd.nodes[i];
+        if (!node->used || !node->path[0])
+            continue;
+        (void)snprintf(path, sizeof path, "%s%s", folder, node->path);
+        if (node->dir) {
+            (void)mkdir(path, 0755);
+            continue;
+        }
+        FILE *file = fopen(path, "wb");
+        const uint32_t step = CLUSTER;
+        for (uint32_t at = 0; file && at < node->size; at += step)
+            (void)fwrite(at_byte(node, at), 1, node->size - at < step ? node->size - at : step,
+                         file);
+        if (!file || fclose(file) != 0)
+            fake_misuse("what the card holds cannot be kept");
+    }
+}
+
 void fake_card_report(void) {
+    if (fake_text("KEEP"))
+        keep(fake_text("KEEP"));
     fake_note("sectors: %ld raw, %ld through FatFs", sd.raw_sectors, sd.fatfs_sectors);
 }
 
+static uint64_t command_timeout_us(void) {
+    const int ms = sd.card.host.command_timeout_ms;
+    return (ms ? (uint64_t)ms : 1000) * 1000;
+}
+
+/* What a read comes to, after the time that it takes to come to that. */
 static esp_err_t answer_of(long turn) {
     const long pull = fake_option("PULL_AT", 0), fail = fake_option("READ_FAIL", 0);
+    const long every = fake_option("READ_FAIL_EVERY", 0);
     if (pull > 0 && turn == pull)
         sd.gone = true;
-    if (sd.gone)
-        return ESP_ERR_TIMEOUT;
-    if (fail > 0 && turn >= fail && turn < fail + fake_option("READ_FAILS", 1))
-        return ESP_ERR_INVALID_CRC;
+    if (turn == fake_option("STUCK_AT", 0) || atomic_exchange(&sd.sticks, false)) {
+        fake_note("stuck for %ld us", fake_option("STUCK_US", 0));
+        fake_pass_us((uint64_t)fake_option("STUCK_US", 0));
+    }
+    const long since = every > 0 ? turn % every : turn - fail;
+    if (sd.gone || (fail > 0 && turn >= fail && since < fake_option("READ_FAILS", 1))) {
+        fake_pass_us(command_timeout_us());
+        fake_note("a read failed after %llu us", (unsigned long long)command_timeout_us());
+        return sd.gone ? ESP_ERR_TIMEOUT : ESP_ERR_INVALID_CRC;
+    }
     return ESP_OK;
 }
 
 esp_err_t sdmmc_get_status(sdmmc_card_t *card) {
     if (card != &sd.card || !sd.mounted)
         fake_misuse("a card is asked that is not mounted");
+    enter();
+    leave();
     return sd.gone ? ESP_ERR_TIMEOUT : ESP_OK;
 }
 
-/* Late DMA: the buffer holds garbage until shortly before the call returns. */
+/* Late DMA: the buffer holds something else until shortly before the call returns. */
 esp_err_t sdmmc_read_sectors(sdmmc_card_t *card, void *dst, size_t start, size_t count) {
     if (card != &sd.card || !sd.mounted)
         fake_misuse("a card is read that is not mounted");
@@ -176,19 +234,20 @@ esp_err_t sdmmc_read_sectors(sdmmc_card_t *card, void *dst, size_t start, size_t
         fake_misuse("sectors are read to where the controller cannot write");
     if (start < DATABASE || start + count > DATABASE + (size_t)CLUSTERS * CSIZE)
         return ESP_ERR_INVALID_SIZE;
+    enter();
     const long turn = ++sd.reads;
-    memset(dst, 0xa5, count * SECTOR);
-    if (fake_option("LATE_US", 0) > 0) {
-        const struct timespec late = {.tv_nsec = fake_option("LATE_US", 0) * 1000};
-        (void)nanosleep(&late, NULL);
-    }
-    fake_pass_us(500 + count * SECTOR / 14);
+    memset(dst, NOT_YET, count * SECTOR);
+    fake_pass_us(500 + count * SECTOR / 14 + (uint64_t)fake_option("LATE_US", 0));
     const esp_err_t error = answer_of(turn);
-    if (error != ESP_OK)
-        return error;
-    memcpy(dst, at_sector(start), count * SECTOR);
-    sd.raw_sectors += (long)count;
-    return ESP_OK;
+    for (size_t i = 0; i < count * SECTOR; i++)
+        if (((const uint8_t *)dst)[i] != NOT_YET)
+            fake_misuse("memory was used for something else while the card was read into it");
+    if (error == ESP_OK) {
+        memcpy(dst, at_sector(start), count * SECTOR);
+        sd.raw_sectors += (long)count;
+    }
+    leave();
+    return error;
 }
 
 esp_err_t esp_vfs_fat_sdmmc_mount(const char *base, const sdmmc_host_t *host,
@@ -200,7 +259,9 @@ esp_err_t esp_vfs_fat_sdmmc_mount(const char *base, const sdmmc_host_t *host,
     esp_err_t error = ESP_OK;
     if (sd.mounted || !base || config->format_if_mount_failed)
         fake_misuse("a card is mounted twice, or would be formatted");
+    enter();
     fake_pass_us((uint64_t)fake_option("MOUNT_US", 200000));
+    leave();
     if (back > 0 && attempt >= back)
         sd.gone = false;
     if (!from || sd.gone || attempt <= fake_option("ABSENT", 0) ||
@@ -211,6 +272,8 @@ esp_err_t esp_vfs_fat_sdmmc_mount(const char *base, const sdmmc_host_t *host,
     else if (fake_option("NO_FAT", 0))
         error = ESP_FAIL;
     fake_note("mount %u-bit %d kHz: %d", slot->width, host->max_freq_khz, error);
+    fake_note("pins: clk %d, cmd %d, d0 %d, d1 %d, d2 %d, d3 %d", slot->clk, slot->cmd, slot->d0,
+              slot->d1, slot->d2, slot->d3);
     if (error != ESP_OK)
         return error;
     if (!sd.filled) {
@@ -225,7 +288,8 @@ esp_err_t esp_vfs_fat_sdmmc_mount(const char *base, const sdmmc_host_t *host,
                     .csize = (WORD)CSIZE,
                     .n_fatent = CLUSTERS + 2,
                     .database = DATABASE};
-    sd.card = (sdmmc_card_t){.cid.name = "FAKE",
+    sd.card = (sdmmc_card_t){.host = *host,
+                             .cid.name = "FAKE",
                              .csd.sector_size = (int)SECTOR,
                              .csd.capacity = 31116288,
                              .real_freq_khz = host->max_freq_khz,
@@ -239,6 +303,8 @@ esp_err_t esp_vfs_fat_sdmmc_mount(const char *base, const sdmmc_host_t *host,
 esp_err_t esp_vfs_fat_sdcard_unmount(const char *base, sdmmc_card_t *card) {
     if (!base || card != &sd.card || !sd.mounted)
         return ESP_ERR_INVALID_ARG;
+    enter();
+    leave();
     sd.mounted = false;
     sd.fs.fs_type = 0;
     return ESP_OK;
@@ -278,6 +344,9 @@ FRESULT f_open(FIL *fp, const TCHAR *path, BYTE mode) {
     memset(fp, 0, sizeof *fp);
     if (result != FR_OK)
         return result;
+    enter();
+    fake_pass_us((uint64_t)fake_option("OPEN_US", 1000));
+    leave();
     result = parent_is_there(path);
     if (result != FR_OK)
         return result;
@@ -346,9 +415,12 @@ FRESULT f_read(FIL *fp, void *buff, UINT length, UINT *got) {
         return result;
     if (length >= SECTOR && !esp_ptr_dma_capable(buff))
         fake_misuse("FatFs reads sectors to where the controller cannot write");
+    enter();
     const long turn = ++sd.reads;
     fake_pass_us(500 + length / 4);
-    if (answer_of(turn) != ESP_OK)
+    const esp_err_t error = answer_of(turn);
+    leave();
+    if (error != ESP_OK)
         return (FRESULT)(fp->err = FR_DISK_ERR);
     if (turn == fake_option("SHORT_AT", 0))
         length /= 2;
@@ -368,7 +440,14 @@ FRESULT f_write(FIL *fp, const void *buff, UINT length, UINT *put) {
         return result;
     if (!(fp->flag & FA_WRITE))
         return FR_DENIED;
-    fake_pass_us(2000);
+    enter();
+    const uint64_t busy_us = (uint64_t)fake_option("WRITE_US", 2000);
+    const bool waited_for =
+        busy_us < (sd.card.host.command_timeout_ms ? command_timeout_us() : 5000000);
+    fake_pass_us(waited_for ? busy_us : command_timeout_us());
+    leave();
+    if (!waited_for)
+        return (FRESULT)(fp->err = FR_DISK_ERR);
     for (; *put < length && extend(node_of(fp), fp->fptr + 1); fp->fptr++)
         *at_byte(node_of(fp), fp->fptr) = from[(*put)++];
     fp->obj.objsize = node_of(fp)->size;
@@ -484,7 +563,9 @@ FRESULT f_stat(const TCHAR *path, FILINFO *info) {
 FRESULT f_getfree(const TCHAR *path, DWORD *clusters, FATFS **fs) {
     if (volume() != FR_OK || strcmp(path, "0:") != 0)
         return FR_NOT_READY;
+    enter();
     fake_pass_us((uint64_t)fake_option("GETFREE_US", 1000));
+    leave();
     *clusters = 0;
     for (uint32_t i = 0; i < CLUSTERS; i++)
         *clusters += !sd.taken[i];

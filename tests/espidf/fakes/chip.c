@@ -55,24 +55,88 @@ void fake_misuse(const char *what) {
 
 /* ---- time and the watchdog ---- */
 
+/* Time passes where every task waits: to the moment that the first of them waits for. */
+#define TASKS 8u
+#define NEVER UINT64_MAX
+
+struct wait {
+    const bool *given; /* what else ends it; NULL: nothing */
+    uint64_t until_us;
+};
+
 static struct {
     uint64_t now_us, fed_us, longest_us;
     uint64_t timeout_us;
     bool watched;
-} chip = {.timeout_us = 5000000};
+    pthread_t watched_task;
+    unsigned tasks, waiting;
+    const struct wait *waits[TASKS];
+    pthread_cond_t changed;
+} chip = {.timeout_us = 5000000, .tasks = 1, .changed = PTHREAD_COND_INITIALIZER};
+
+static void set_time(uint64_t us) {
+    chip.now_us = us;
+    const uint64_t hungry = chip.now_us - chip.fed_us;
+    if (!chip.watched)
+        return;
+    if (hungry > chip.longest_us)
+        chip.longest_us = hungry;
+    if (hungry > chip.timeout_us) {
+        (void)fprintf(stderr, "watchdog: not fed for %llu us\n", (unsigned long long)hungry);
+        _Exit(FAKE_EXIT_WATCHDOG);
+    }
+}
+
+static bool is_over(const struct wait *wait) {
+    return (wait->given && *wait->given) || chip.now_us >= wait->until_us;
+}
+
+/* With the lock: if no task can go on, it is the time that goes on. */
+static void advance(void) {
+    uint64_t first_us = NEVER;
+    if (chip.waiting < chip.tasks)
+        return;
+    for (unsigned i = 0; i < chip.waiting; i++) {
+        if (is_over(chip.waits[i]))
+            return;
+        if (chip.waits[i]->until_us < first_us)
+            first_us = chip.waits[i]->until_us;
+    }
+    if (first_us == NEVER) {
+        (void)fputs("misuse: every task waits for another\n", stderr);
+        _Exit(FAKE_EXIT_MISUSE);
+    }
+    set_time(first_us);
+    pthread_cond_broadcast(&chip.changed);
+}
+
+/* With the lock. */
+static void wait_for(const bool *given, uint64_t us) {
+    const struct wait wait = {
+        .given = given,
+        .until_us = us < NEVER - chip.now_us ? chip.now_us + us : NEVER,
+    };
+    chip.waits[chip.waiting++] = &wait;
+    advance();
+    while (!is_over(&wait))
+        pthread_cond_wait(&chip.changed, &lock);
+    for (unsigned i = 0; i < chip.waiting; i++)
+        if (chip.waits[i] == &wait)
+            chip.waits[i] = chip.waits[chip.waiting - 1];
+    chip.waiting--;
+}
 
 void fake_pass_us(uint64_t us) {
     pthread_mutex_lock(&lock);
-    chip.now_us += us;
-    const uint64_t hungry = chip.now_us - chip.fed_us;
-    if (chip.watched && hungry > chip.longest_us)
-        chip.longest_us = hungry;
-    const bool starved = chip.watched && hungry > chip.timeout_us;
+    wait_for(NULL, us);
     pthread_mutex_unlock(&lock);
-    if (starved) {
-        fake_note("watchdog: not fed for %llu us", (unsigned long long)hungry);
-        _Exit(FAKE_EXIT_WATCHDOG);
-    }
+}
+
+uint64_t fake_now_us(void) {
+    pthread_mutex_lock(&lock);
+    const uint64_t now_us = chip.now_us;
+    pthread_mutex_unlock(&lock);
+    return now_us;
 }
 
 void fake_end(int code) {
@@ -83,18 +147,12 @@ void fake_end(int code) {
 }
 
 int64_t esp_timer_get_time(void) {
-    fake_pass_us(1);
     pthread_mutex_lock(&lock);
+    set_time(chip.now_us + 1);
+    pthread_cond_broadcast(&chip.changed);
     const uint64_t now_us = chip.now_us;
     pthread_mutex_unlock(&lock);
     return (int64_t)now_us;
-}
-
-static esp_err_t feed(void) {
-    pthread_mutex_lock(&lock);
-    chip.fed_us = chip.now_us;
-    pthread_mutex_unlock(&lock);
-    return ESP_OK;
 }
 
 esp_err_t esp_task_wdt_reconfigure(const esp_task_wdt_config_t *config) {
@@ -108,18 +166,20 @@ esp_err_t esp_task_wdt_add(TaskHandle_t task) {
     if (task || chip.watched)
         return ESP_ERR_INVALID_ARG;
     chip.watched = true;
-    return feed();
-}
-
-esp_err_t esp_task_wdt_delete(TaskHandle_t task) {
-    if (task || !chip.watched)
-        return ESP_ERR_INVALID_ARG;
-    chip.watched = false;
+    chip.watched_task = pthread_self();
+    chip.fed_us = chip.now_us;
     return ESP_OK;
 }
 
+/* The program feeds it between pieces of work: such a piece takes FAKE_WORK_US. */
 esp_err_t esp_task_wdt_reset(void) {
-    return chip.watched ? feed() : ESP_ERR_INVALID_STATE;
+    if (!chip.watched || !pthread_equal(pthread_self(), chip.watched_task))
+        return ESP_ERR_NOT_FOUND;
+    pthread_mutex_lock(&lock);
+    wait_for(NULL, (uint64_t)fake_option("WORK_US", 0));
+    chip.fed_us = chip.now_us;
+    pthread_mutex_unlock(&lock);
+    return ESP_OK;
 }
 
 esp_reset_reason_t esp_reset_reason(void) {
@@ -222,27 +282,22 @@ bool esp_ptr_dma_capable(const void *p) {
 /* ---- tasks ---- */
 
 struct QueueDefinition {
-    pthread_cond_t changed;
     bool given;
 };
 
 SemaphoreHandle_t xSemaphoreCreateBinary(void) {
-    struct QueueDefinition *semaphore = calloc(1, sizeof *semaphore);
-    if (!semaphore || fake_option("FAIL_SEMAPHORE", 0))
-        return NULL;
-    pthread_cond_init(&semaphore->changed, NULL);
-    return semaphore;
+    return fake_option("FAIL_SEMAPHORE", 0) ? NULL : calloc(1, sizeof(struct QueueDefinition));
 }
 
 BaseType_t xSemaphoreTake(SemaphoreHandle_t semaphore, TickType_t ticks) {
-    if (ticks != portMAX_DELAY)
-        fake_misuse("these fakes wait for ever only");
     pthread_mutex_lock(&lock);
-    while (!semaphore->given)
-        pthread_cond_wait(&semaphore->changed, &lock);
+    if (!semaphore->given)
+        wait_for(&semaphore->given,
+                 ticks == portMAX_DELAY ? NEVER : (uint64_t)ticks * 1000000 / configTICK_RATE_HZ);
+    const bool taken = semaphore->given;
     semaphore->given = false;
     pthread_mutex_unlock(&lock);
-    return pdTRUE;
+    return taken ? pdTRUE : pdFALSE;
 }
 
 /* pdFALSE where it was given already, as the real one. */
@@ -250,7 +305,7 @@ BaseType_t xSemaphoreGive(SemaphoreHandle_t semaphore) {
     pthread_mutex_lock(&lock);
     const bool given = semaphore->given;
     semaphore->given = true;
-    pthread_cond_signal(&semaphore->changed);
+    pthread_cond_broadcast(&chip.changed);
     pthread_mutex_unlock(&lock);
     if (given)
         fake_misuse("a semaphore was given twice: a request or an answer is lost");
@@ -281,6 +336,9 @@ BaseType_t xTaskCreatePinnedToCore(TaskFunction_t code, const char *const name,
     }
     fake_note("task %s on core %d, priority %u, stack %u", name, core, priority, stack_depth);
     *task = (struct task){code, arg};
+    pthread_mutex_lock(&lock);
+    chip.tasks++;
+    pthread_mutex_unlock(&lock);
     if (pthread_create(&thread, NULL, run_task, task) != 0)
         return pdFAIL;
     return pdPASS;

@@ -19,8 +19,10 @@ static struct {
     uint8_t bytes[65536];
     size_t from, to, size;
     int baud;
-    long taken, written;
-    int64_t stop_us; /* when Ctrl-C was typed; 0: not, or it was obeyed */
+    long taken, written, turns;
+    bool asked;          /* the program works on what it was asked, or boots */
+    uint64_t stop_us;    /* when the stop is sent; 0: none is */
+    uint64_t stopped_us; /* when it was, and is not obeyed yet; 0: obeyed */
 } uart;
 
 /* A byte from outside; lost where the buffer is full or FAKE_LOSE_AT counts it. */
@@ -29,6 +31,23 @@ static void arrive(uint8_t byte) {
     if ((lose > 0 && at >= lose && at < lose + FIFO) || uart.to - uart.from >= uart.size)
         return;
     uart.bytes[uart.to++ % sizeof uart.bytes] = byte;
+}
+
+/* The k-th of what is asked is followed by a stop after k times FAKE_STOP_STEP_US. */
+static void begin(void) {
+    const long step = fake_option("STOP_STEP_US", 0);
+    uart.asked = true;
+    if (step > 0 && ++uart.turns <= fake_option("STOPS", 1000))
+        uart.stop_us = fake_now_us() + (uint64_t)(uart.turns * step);
+}
+
+/* Whether a frame of the type that is named is among the bytes; where none is, any will do. */
+static bool has_type(const uint8_t *bytes, ssize_t n, const char *name) {
+    const long type = fake_option(name, -1);
+    for (ssize_t i = 0; type >= 0 && i + 2 < n; i++)
+        if (bytes[i] == 0 && bytes[i + 2] == type)
+            return true;
+    return type < 0;
 }
 
 /* With FAKE_LIVE bytes arrive as they are sent, for a client on a pipe. */
@@ -40,17 +59,55 @@ static bool arrive_live(int wait_ms) {
     const ssize_t n = read(STDIN_FILENO, bytes, sizeof bytes);
     for (ssize_t i = 0; i < n; i++)
         arrive(bytes[i]);
+    if (n > 0 && !uart.asked && has_type(bytes, n, "STOP_TYPE"))
+        begin();
+    if (n > 0 && fake_text("STUCK_TYPE") && has_type(bytes, n, "STUCK_TYPE"))
+        fake_card_sticks();
     return n > 0;
+}
+
+/* FAKE_STOP as hexadecimal digits: what is sent for a stop, Ctrl-C where it is not set. */
+static void send_stop(void) {
+    const char *bytes = fake_text("STOP");
+    unsigned byte;
+    for (bytes = bytes ? bytes : "03"; sscanf(bytes, "%2x", &byte) == 1; bytes += 2)
+        arrive((uint8_t)byte);
+    uart.stopped_us = uart.stop_us;
+    uart.stop_us = 0;
+}
+
+static void stop_in_time(void) {
+    if (uart.asked && uart.stop_us > 0 && fake_now_us() >= uart.stop_us)
+        send_stop();
+}
+
+static void it_is_done(void) {
+    if (uart.stopped_us > 0)
+        fake_note("stopped after %llu us", (unsigned long long)(fake_now_us() - uart.stopped_us));
+    uart.stopped_us = 0;
+    uart.asked = false;
 }
 
 static bool arrive_line(void) {
     int byte;
+    bool any = false;
     do {
         byte = getchar();
         if (byte != EOF)
             arrive((uint8_t)byte);
+        any = any || byte != EOF;
     } while (byte != EOF && byte != '\n');
-    return byte != EOF;
+    if (any)
+        begin();
+    return any;
+}
+
+/* The console's prompt, or an answer's first block (its code, its type) that is not STOP's. */
+static bool ends_it(const uint8_t *bytes, size_t size) {
+    static bool after_zero;
+    const bool begins = after_zero && size > 1;
+    after_zero = size == 1 && bytes[0] == 0;
+    return begins ? bytes[1] > 0x80 && bytes[1] != 0x85 : size == 2 && memcmp(bytes, "> ", 2) == 0;
 }
 
 esp_err_t uart_driver_install(uart_port_t port, int rx_bytes, int tx_bytes, int queue_size,
@@ -60,6 +117,10 @@ esp_err_t uart_driver_install(uart_port_t port, int rx_bytes, int tx_bytes, int 
         fake_option("FAIL_UART", 0))
         return ESP_FAIL;
     uart.size = (size_t)rx_bytes;
+    uart.stop_us = (uint64_t)fake_option("STOP_AT_US", 0);
+    for (long i = 0; i < fake_option("TYPED_AHEAD", 0); i++)
+        (void)arrive_line();
+    uart.asked = true;
     return ESP_OK;
 }
 
@@ -88,9 +149,11 @@ int uart_write_bytes(uart_port_t port, const void *src, size_t size) {
     (void)fwrite(src, 1, size, stdout);
     (void)fflush(stdout);
     if (++uart.written == fake_option("CTRL_C_AT", 0)) {
-        uart.stop_us = esp_timer_get_time();
-        arrive(0x03);
+        uart.stop_us = fake_now_us();
+        send_stop();
     }
+    if (ends_it(src, size))
+        it_is_done();
     return (int)size;
 }
 
@@ -99,6 +162,7 @@ esp_err_t uart_get_buffered_data_len(uart_port_t port, size_t *size) {
         return ESP_FAIL;
     if (fake_option("LIVE", 0) && !arrive_live(0))
         fake_end(0);
+    stop_in_time();
     *size = uart.to - uart.from;
     return ESP_OK;
 }
@@ -109,11 +173,9 @@ int uart_read_bytes(uart_port_t port, void *buf, uint32_t length, TickType_t tic
     uint32_t got = 0;
     if (port != UART_NUM_0 || !buf || uart.size == 0)
         return -1;
-    if (ticks > 0 && uart.stop_us > 0) {
-        fake_note("stopped after %lld us", (long long)(esp_timer_get_time() - uart.stop_us));
-        uart.stop_us = 0;
-    }
-    if (uart.from == uart.to && ticks > 0) {
+    const bool idle = ticks > 0 && uart.from == uart.to;
+    if (idle) {
+        it_is_done();
         /* The card's own time passes before the first line is typed, where a test wants that. */
         if (++waits <= fake_option("IDLE_WAITS", 0))
             fake_pass_us((uint64_t)ticks * 1000);
