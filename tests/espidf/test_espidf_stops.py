@@ -64,7 +64,7 @@ def test_an_answer_is_stopped_at_every_point(board: Run, card: str) -> None:
 
 
 def test_a_stop_ends_the_attempts_to_mount(board: Run) -> None:
-    done = board("/info\n" * 4, ABSENT=1000, MOUNT_US=3 * SECOND, STOP_AT_US=SECOND)
+    done = board("/info\n" * 4, ABSENT=1000, MOUNT_US=3 * SECOND, STOP_AT_US=SECOND, IDLE_WAITS=200)
     assert done.stderr.count("kHz: 263") == 1
     assert done.stdout.count("model:    none. Loading was stopped") == 4
 
@@ -218,6 +218,20 @@ def test_no_memory_is_used_while_the_card_is_read_into_it(
     noted = notes.read_text()
     assert re.findall(r"stuck for (\d+) us", noted) == [str(3 * SECOND)]
     assert max(stops_of(noted)) < LIMIT_US
+
+
+def test_the_engine_waits_for_memory_that_it_lent(
+    script: Callable[..., Path], package: Path, tmp_path: Path, answer: str
+) -> None:
+    """20 KB of a small fast region reach past the streaming buffers into the activations."""
+    notes = script(
+        **{"INTERNAL": 40_000, "STOP": STOP, "STOP_TYPE": READ_TEST, "STOP_STEP_US": 20_000},
+        **{"STOPS": 1, "STUCK_TYPE": READ_TEST, "STUCK_US": 3 * SECOND},
+    )
+    with connected(tmp_path, package) as device:
+        assert ending_of(lambda device: device.read_test(20_480, 4 << 20), device) == CANCELLED
+        assert ask(device) == (End.LENGTH, answer)
+    assert "misuse" not in notes.read_text()
 
 
 def test_no_race_where_reads_are_given_up(build_board: Build, clang: str, package: Path) -> None:

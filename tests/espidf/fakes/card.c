@@ -46,6 +46,8 @@ static struct {
     bool mounted, filled, gone, check;
     long attempts, reads, raw_sectors, fatfs_sectors, stuck;
     atomic_bool in_use, sticks;
+    const uint8_t *into; /* where the read under way goes */
+    size_t bytes;        /* of it; 0: none is under way */
 } sd;
 
 /* ---- one task at a time ---- */
@@ -166,6 +168,12 @@ static void fill(const char *host, const char *path) {
 
 /* ---- the controller ---- */
 
+static void check_read(void) {
+    for (size_t i = 0; i < sd.bytes; i++)
+        if (sd.into[i] != NOT_YET)
+            fake_misuse("memory was used for something else while the card was read into it");
+}
+
 /* What the card holds, in the directory FAKE_KEEP. */
 static void keep(const char *folder) {
     char path[1200];
@@ -189,6 +197,7 @@ static void keep(const char *folder) {
 }
 
 void fake_card_report(void) {
+    check_read();
     if (fake_text("KEEP"))
         keep(fake_text("KEEP"));
     fake_note("sectors: %ld raw, %ld through FatFs", sd.raw_sectors, sd.fatfs_sectors);
@@ -237,11 +246,12 @@ esp_err_t sdmmc_read_sectors(sdmmc_card_t *card, void *dst, size_t start, size_t
     enter();
     const long turn = ++sd.reads;
     memset(dst, NOT_YET, count * SECTOR);
+    sd.into = dst;
+    sd.bytes = count * SECTOR;
     fake_pass_us(500 + count * SECTOR / 14 + (uint64_t)fake_option("LATE_US", 0));
     const esp_err_t error = answer_of(turn);
-    for (size_t i = 0; i < count * SECTOR; i++)
-        if (((const uint8_t *)dst)[i] != NOT_YET)
-            fake_misuse("memory was used for something else while the card was read into it");
+    check_read();
+    sd.bytes = 0;
     if (error == ESP_OK) {
         memcpy(dst, at_sector(start), count * SECTOR);
         sd.raw_sectors += (long)count;
