@@ -35,7 +35,7 @@ class Run(Protocol):
     """Boots the board with a card and faults, types lines, and returns what happened."""
 
     def __call__(
-        self, typed: str = ASK, *, expect: int = 0, **faults: str | int
+        self, typed: str = ASK, *, expect: int = 0, **faults: str | int | Path
     ) -> subprocess.CompletedProcess[str]: ...
 
 
@@ -48,7 +48,7 @@ def layer_flags(chip: str) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def build_board(compile_c: Compile) -> Build:
+def build_board(compile_c: Compile) -> Callable[..., Path]:
     """Builds the firmware on the fakes."""
 
     def build(cc: str, flags: Sequence[str] = ("-O2",), chip: str = "ESP32") -> Path:
@@ -62,7 +62,7 @@ def runner(program: Path, package: Path) -> Run:
     """Runs a board that was built."""
 
     def run(
-        typed: str = ASK, *, expect: int = 0, **faults: str | int
+        typed: str = ASK, *, expect: int = 0, **faults: str | int | Path
     ) -> subprocess.CompletedProcess[str]:
         settings = {"CARD": package, **faults}
         fakes = {f"FAKE_{name}": str(value) for name, value in settings.items()}
@@ -98,13 +98,13 @@ def in_slot(package: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def board(build_board: Build, clang: str, package: Path) -> Run:
+def board(build_board: Callable[..., Path], clang: str, package: Path) -> Run:
     return runner(build_board(clang, SANITIZED), package)
 
 
 @pytest.fixture
 def script(
-    build_board: Build, clang: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    build_board: Callable[..., Path], clang: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Path]:
     """Makes a board the simulated one of `-p sim`; returns the file of what it notes."""
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Build
 from tests.espidf.conftest import ASK, SANITIZED, STREAMING, Run, runner, texts_of
 
 RESTART, WATCHDOG = 42, 43
@@ -61,7 +61,7 @@ def test_reads_a_file_in_too_many_pieces_through_fatfs(board: Run, answer: str) 
 
 @pytest.mark.parametrize("streaming", [STREAMING, 4 << 20])
 def test_bytes_that_come_late_are_waited_for(
-    build_board: Build, clang: str, package: Path, answer: str, streaming: int
+    build_board: Callable[..., Path], clang: str, package: Path, answer: str, streaming: int
 ) -> None:
     program = build_board(clang, ("-O1", "-g", "-fsanitize=thread"))
     done = runner(program, package)(PSRAM=streaming, LATE_US=200)
@@ -266,7 +266,7 @@ def test_lost_bytes_cost_a_line_and_no_more(board: Run, answer: str) -> None:
 
 
 def test_an_esp32_s3_answers_the_same(
-    build_board: Build, clang: str, package: Path, answer: str
+    build_board: Callable[..., Path], clang: str, package: Path, answer: str
 ) -> None:
     board = runner(build_board(clang, SANITIZED, chip="ESP32S3"), package)
     done = board(PSRAM=STREAMING)

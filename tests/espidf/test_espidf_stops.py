@@ -10,7 +10,6 @@ import pytest
 
 from host.link.client import Device, End, Refused
 from host.link.frames import Frame, encode
-from tests.conftest import Build
 from tests.espidf.conftest import ASK, STREAMING, Run, connected, runner, stops_of, texts_of
 
 LIMIT_US = 200_000
@@ -74,7 +73,7 @@ def test_loading_is_stopped_at_every_point(board: Run, at: int) -> None:
     done = board("/info\n/reboot\n", expect=42, STOP_AT_US=at, WORK_US=WORK_US)
     stops = stops_of(done.stderr)
     if "Type a prompt" in done.stdout:
-        assert stops == []
+        assert max(stops, default=0) < LIMIT_US
     else:
         assert stops[0] < LIMIT_US
         assert done.stdout.count("Loading was stopped, so there is no model: /reboot") == 2
@@ -225,8 +224,13 @@ def test_the_engine_waits_for_memory_that_it_lent(
 ) -> None:
     """20 KB of a small fast region reach past the streaming buffers into the activations."""
     notes = script(
-        **{"INTERNAL": 40_000, "STOP": STOP, "STOP_TYPE": READ_TEST, "STOP_STEP_US": 20_000},
-        **{"STOPS": 1, "STUCK_TYPE": READ_TEST, "STUCK_US": 3 * SECOND},
+        INTERNAL=40_000,
+        STOP=STOP,
+        STOP_TYPE=READ_TEST,
+        STOP_STEP_US=20_000,
+        STOPS=1,
+        STUCK_TYPE=READ_TEST,
+        STUCK_US=3 * SECOND,
     )
     with connected(tmp_path, package) as device:
         assert ending_of(lambda device: device.read_test(20_480, 4 << 20), device) == CANCELLED
@@ -234,7 +238,9 @@ def test_the_engine_waits_for_memory_that_it_lent(
     assert "misuse" not in notes.read_text()
 
 
-def test_no_race_where_reads_are_given_up(build_board: Build, clang: str, package: Path) -> None:
+def test_no_race_where_reads_are_given_up(
+    build_board: Callable[..., Path], clang: str, package: Path
+) -> None:
     program = build_board(clang, ("-O1", "-g", "-fsanitize=thread"))
     board = runner(program, package)
     bad = {"READ_FAIL": 300, "READ_FAIL_EVERY": 60, "READ_FAILS": 3, "MOUNT_US": 3 * SECOND}

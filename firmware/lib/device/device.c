@@ -259,7 +259,7 @@ static void take_byte(struct dev *dev, uint8_t byte) {
         break;
     case DEV_NOTHING:
         dev->counts.damaged += open && byte == 0 && dev->frame_bytes > 0;
-        dev->link = true;
+        dev->link = dev->link || !dev->loading; /* a piece does not silence what a boot says */
         break;
     }
     dev->frame_bytes = byte == 0 ? 0 : dev->frame_bytes + 1;
