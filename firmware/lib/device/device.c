@@ -297,7 +297,7 @@ static void look(struct dev *dev, uint32_t wait_ms) {
         dev->received_len = n > 0 ? (uint32_t)n : 0;
         if (n < 0) {
             dev->line_error = n;
-            dev->cancel = true;
+            dev->cancel = dev->cancel || !dev->loading; /* what boots need not be asked for */
         }
     }
     dev->polled_us = dev_now(dev);
@@ -457,7 +457,8 @@ int dev_init(struct dev *dev, const struct dev_config *config) {
     dev->fast = (struct dev_arena){.base = config->fast, .size = config->fast_bytes};
     dev->bulk = (struct dev_arena){.base = config->bulk, .size = config->bulk_bytes};
     dev->baud = config->baud;
-    dev->sampling = (struct tllm_sampling){.temperature = 52429, .top_p = 58982, .penalty = 65536};
+    /* 0.7, 0.9 and 1: what `host chat` sets, too. */
+    dev->sampling = (struct tllm_sampling){.temperature = 45875, .top_p = 58982, .penalty = 65536};
     dev->rng_state = 1;
     dev->length = 256;
     dev->upload.file = -1;
