@@ -244,7 +244,7 @@ def chat(
     port: Port = "sim",
     baud: Baud = 115200,
     sim_dir: SimDir = None,
-    temp: Annotated[float, typer.Option("--temp", help="Temperature; 0 is greedy.")] = 0.8,
+    temp: Annotated[float, typer.Option("--temp", help="Temperature; 0 is greedy.")] = 0.7,
     top_k: Annotated[int, typer.Option(help="Candidates at most; 0 is all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Share of the probability to draw from.")] = 0.9,
     penalty: Annotated[float, typer.Option(help="Repetition penalty, 1 to 2.")] = 1.0,

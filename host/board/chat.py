@@ -35,7 +35,7 @@ class Sampling:
         seed: 64 bits.
     """
 
-    temperature: float = 0.8
+    temperature: float = 0.7
     top_k: int = 0
     top_p: float = 0.9
     penalty: float = 1.0
