@@ -1,6 +1,7 @@
 /* Boots the board: memory, line, cores, then the portable program for ever. */
 #include "board.h"
 
+#include "esp_chip_info.h"
 #include "esp_log.h"
 #include "esp_system.h"
 #include "esp_task_wdt.h"
@@ -46,6 +47,16 @@ static const char *reset_reason(void) {
     }
 }
 
+static const char *chip_name(void) {
+    static char name[48];
+    esp_chip_info_t chip;
+    esp_chip_info(&chip);
+    (void)snprintf(name, sizeof name, "%s v%u.%u, %u cores, %d MHz",
+                   chip.model == CHIP_ESP32S3 ? "ESP32-S3" : "ESP32", chip.revision / 100u,
+                   chip.revision % 100u, (unsigned)chip.cores, CONFIG_ESP_DEFAULT_CPU_FREQ_MHZ);
+    return name;
+}
+
 static uint64_t now_us(void *ctx) {
     (void)ctx;
     return (uint64_t)esp_timer_get_time();
@@ -68,10 +79,12 @@ static void restart(void *ctx) {
 static void describe(void *ctx, struct dev_board *board) {
     (void)ctx;
     board->board = BOARD_NAME;
+    board->chip = chip_name();
     board->card = card_name();
     board->card_mode = card_mode();
     board->reset_reason = reset_reason();
     board->psram_bytes = (uint32_t)memory.psram_bytes;
+    board->psram_mhz = CONFIG_SPIRAM_SPEED;
 }
 
 static const struct dev_port port = {

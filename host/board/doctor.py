@@ -143,15 +143,11 @@ def _examine_board(device: Device, report: Report) -> None:
         report.problems.append(str(report.board.get("error") or "The board has no model."))
     if "psram_bytes" in report.board and not report.board["psram_bytes"]:
         report.problems.append("The board finds no PSRAM. Models need it: try another board.")
-    if report.board.get("reset_reason") in ("brown-out", "watchdog"):
-        report.problems.append(
-            f"The last reset was a {report.board['reset_reason']}."
-            + (
-                " Use a stronger supply: 5 V, 1 A."
-                if "brown" in report.board["reset_reason"]
-                else ""
-            )
-        )
+    reason = str(report.board.get("reset_reason"))
+    if reason.startswith("brown-out"):
+        report.problems.append("The last reset was a brown-out. Use a stronger supply: 5 V, 1 A.")
+    elif reason in ("watchdog", "crash"):
+        report.problems.append(f"The last reset was a {reason}. Report it with this output.")
     try:
         free, total = device.space()
         report.space = {"free": free, "total": total}
@@ -178,7 +174,12 @@ def _measure_reads(device: Device, report: Report) -> None:
 
 
 def _check_chunks(device: Device, report: Report) -> None:
-    total = sum(-(-size // 4096) for name, size in device.files() if name.endswith(".bin"))
+    package = str(report.board.get("fingerprint"))[:8]
+    total = sum(
+        -(-size // 4096)
+        for name, size in device.files()
+        if name.startswith(f"{package}/") and name.endswith(".bin")
+    )
     step = max(_SAMPLE_CHUNKS, total // _SAMPLES)
     for first in range(0, total, step):
         try:
@@ -211,11 +212,14 @@ def show(report: Report, *, as_json: bool = False) -> None:
     board = report.board
     if board:
         ui.say(f"board      {board.get('board')}, {board.get('version')}, on {report.port}")
+        if board.get("chip"):
+            ui.say(f"chip       {board['chip']}")
         ui.say(f"reset      {board.get('reset_reason')}")
         ui.say(
             f"memory     fast {board.get('fast_bytes', 0):,} ({board.get('fast_free', 0):,} free), "
             f"bulk {board.get('bulk_bytes', 0):,} ({board.get('bulk_free', 0):,} free), "
             f"PSRAM {board.get('psram_bytes', 0):,}"
+            + (f" at {board['psram_mhz']} MHz" if board.get("psram_mhz") else "")
         )
         model = f"{board.get('model')} ({str(board.get('fingerprint'))[:8]})"
         is_ready = board.get("state") == "ready"

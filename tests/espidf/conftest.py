@@ -108,8 +108,8 @@ def script(
 ) -> Callable[..., Path]:
     """Makes a board the simulated one of `-p sim`; returns the file of what it notes."""
 
-    def make(**faults: str | int) -> Path:
-        program = build_board(clang, SANITIZED)
+    def make(chip: str = "ESP32", **faults: str | int) -> Path:
+        program = build_board(clang, SANITIZED, chip=chip)
         notes = tmp_path / "notes"
         settings = "".join(f"FAKE_{name}='{value}' " for name, value in faults.items())
         text = f'FAKE_LIVE=1 FAKE_CARD="$3" {settings} exec "{program}" 2>"{notes}"'

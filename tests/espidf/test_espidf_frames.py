@@ -33,6 +33,20 @@ def test_host_verifies_the_board(
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    ("chip", "named"),
+    [("ESP32", "ESP32 v3.1, 2 cores, 240 MHz"), ("ESP32S3", "ESP32-S3 v0.2, 2 cores, 240 MHz")],
+)
+def test_the_doctor_learns_chip_and_memory(
+    script: Callable[..., Path], in_slot: Path, tmp_path: Path, chip: str, named: str
+) -> None:
+    script(chip)
+    with connected(tmp_path, in_slot) as device:
+        info = device.info()
+    assert info["chip"] == named
+    assert (info["psram_bytes"], info["psram_mhz"]) == (4 << 20, 80)
+
+
 @pytest.fixture
 def empty(tmp_path: Path) -> Path:
     folder = tmp_path / "empty card"

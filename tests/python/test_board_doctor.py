@@ -14,7 +14,8 @@ from host.link.client import Refused, Status
 
 READY = {
     "state": "ready", "board": "ESP32-CAM", "version": "1", "model": "m", "fingerprint": "ab" * 32,
-    "context": 64, "psram_bytes": 4 << 20, "reset_reason": "power-on",
+    "context": 64, "psram_bytes": 4 << 20, "psram_mhz": 80, "reset_reason": "power-on",
+    "chip": "ESP32 v3.1, 2 cores, 240 MHz",
 }  # fmt: skip
 
 
@@ -52,7 +53,8 @@ class Board:
         return total / self.rate, 0
 
     def files(self) -> list[tuple[str, int]]:
-        return [("a.bin", 40 * 4096), ("b.json", 5000)]
+        old = [("00000000/a.bin", 900 * 4096)]  # of another package: not what is sampled
+        return [*old, ("abababab/a.bin", 40 * 4096), ("abababab/b.json", 5000)]
 
     def check(self, first: int, n: int) -> tuple[int, int, int, int]:
         assert first < 40
@@ -82,6 +84,8 @@ def test_a_healthy_board_has_no_problems(
     show(report)
     said = capsys.readouterr().out
     assert "ESP32-CAM" in said
+    assert "ESP32 v3.1, 2 cores, 240 MHz" in said
+    assert "PSRAM 4,194,304 at 80 MHz" in said
     assert "10.0 MB/s" in said
     assert said.endswith("All is well.\n")
 
@@ -90,7 +94,7 @@ def test_a_healthy_board_has_no_problems(
     ("facts", "wanted"),
     [
         ({"psram_bytes": 0}, "no PSRAM"),
-        ({"reset_reason": "brown-out"}, "stronger supply"),
+        ({"reset_reason": "brown-out: the supply is too weak"}, "stronger supply"),
         ({"reset_reason": "watchdog"}, "was a watchdog"),
         ({"state": "no-card", "error": "There is no card."}, "There is no card."),
     ],

@@ -51,10 +51,12 @@ enum dev_open {
 /* What a board is; the strings stay valid until the next call. NULL where not known. */
 struct dev_board {
     const char *board;        /* "ESP32-CAM" */
+    const char *chip;         /* "ESP32 v3.1, 2 cores, 240 MHz" */
     const char *card;         /* "SDHC 15.9 GB SU16G" */
     const char *card_mode;    /* "4-bit 40 MHz" */
     const char *reset_reason; /* "power-on", "brown-out", "watchdog", ... */
     uint32_t psram_bytes;
+    uint32_t psram_mhz; /* of its bus; 0 where not known */
 };
 
 /*

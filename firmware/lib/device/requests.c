@@ -377,6 +377,7 @@ int dev_on_info(struct dev *dev, const uint8_t *payload, uint32_t len) {
     dev_text_start(&fingerprint, hex, sizeof hex);
     dev_json_string(&text, "version", dev->config.version);
     dev_json_string(&text, "board", board.board);
+    dev_json_string(&text, "chip", board.chip);
     dev_json_string(&text, "state", states[dev->state]);
     dev_json_string(&text, "error", dev->load_error);
     if (dev->model != NULL) {
@@ -389,6 +390,7 @@ int dev_on_info(struct dev *dev, const uint8_t *payload, uint32_t len) {
         dev_json_number(&text, "context", dev->engine.context);
     }
     dev_json_number(&text, "psram_bytes", board.psram_bytes);
+    dev_json_number(&text, "psram_mhz", board.psram_mhz);
     dev_json_number(&text, "fast_bytes", dev->fast.size);
     dev_json_number(&text, "bulk_bytes", dev->bulk.size);
     dev_json_number(&text, "fast_free", dev->memory.fast_free);

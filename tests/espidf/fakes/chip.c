@@ -3,6 +3,7 @@
 #include "fake.h"
 
 #include "driver/gpio.h"
+#include "esp_chip_info.h"
 #include "esp_heap_caps.h"
 #include "esp_log.h"
 #include "esp_memory_utils.h"
@@ -243,6 +244,14 @@ static uint8_t *external(void) {
 
 bool esp_psram_is_initialized(void) {
     return external_size() > 0;
+}
+
+void esp_chip_info(esp_chip_info_t *out_info) {
+#if CONFIG_IDF_TARGET_ESP32S3
+    *out_info = (esp_chip_info_t){.model = CHIP_ESP32S3, .revision = 2, .cores = 2};
+#else
+    *out_info = (esp_chip_info_t){.model = CHIP_ESP32, .revision = 301, .cores = 2};
+#endif
 }
 
 size_t esp_psram_get_size(void) {

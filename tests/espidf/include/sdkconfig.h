@@ -7,5 +7,7 @@
 #error "name the chip"
 #endif
 #define CONFIG_FREERTOS_HZ 1000
+#define CONFIG_ESP_DEFAULT_CPU_FREQ_MHZ 240
+#define CONFIG_SPIRAM_SPEED 80
 
 #endif
