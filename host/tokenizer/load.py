@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from host.errors import InputError
@@ -62,7 +63,7 @@ def load_tokenizer(path: Path) -> TokenizerSpec:
 
 
 def _config(path: Path) -> dict[str, object]:
-    if not is_file(path):
+    if not os.path.lexists(path):
         return {}
     remedy = "Get the file again"
     return parse_fields(read_file(path, _MAX_BYTES, remedy), str(path), remedy)

@@ -145,6 +145,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         ram_board_request(board, 0x13, 1, fed, sizeof fed);
         ram_board_request(board, 0x31, 2, all, sizeof all);
         ram_board_settle(board);
+        if (ram_board_leaks(board) > 0) {
+            abort();
+        }
     }
     ram_board_free(board);
     return 0;

@@ -7,6 +7,12 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
+enum {
+    HEADER = 160,
+    FILE_BYTES = 48,
+    LONGEST = 1 << 16,
+};
+
 static int read_noise(void *ctx, uint32_t file, uint32_t offset, void *dst, uint32_t len) {
     (void)ctx;
     memset(dst, (int)((file * 31 + offset / 64) & 0xff), len);
@@ -36,16 +42,62 @@ static void run(const struct tllm_model *model) {
     free(bulk);
 }
 
+static uint32_t get_u32(const uint8_t *p) {
+    return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+}
+
+static void set_u32(uint8_t *to, uint32_t value) {
+    for (uint32_t i = 0; i < 4; ++i) {
+        to[i] = (uint8_t)(value >> (8 * i));
+    }
+}
+
+/*
+ * The same with a length, places of checksums and a count of them that fit the other counts, which
+ * no few changes reach. NULL where it would be long.
+ */
+static uint8_t *fitted(const uint8_t *data, size_t *size) {
+    const uint64_t files = get_u32(data + 72);
+    const uint64_t rest = (uint64_t)get_u32(data + 76) * 32 + (uint64_t)get_u32(data + 80) * 4;
+    uint64_t chunks = 0;
+    for (uint64_t at = HEADER; at < HEADER + files * FILE_BYTES && at + FILE_BYTES <= *size;
+         at += FILE_BYTES) {
+        chunks += ((uint64_t)get_u32(data + at + 32) + TLLM_CHUNK - 1) / TLLM_CHUNK;
+    }
+    const uint64_t total = HEADER + files * FILE_BYTES + rest + chunks * 4 + 4;
+    uint8_t *copy = total > LONGEST ? NULL : calloc(1, total);
+    if (copy == NULL) {
+        return NULL;
+    }
+    memcpy(copy, data, *size < total ? *size : total);
+    set_u32(copy + 8, (uint32_t)total);
+    set_u32(copy + 84, (uint32_t)chunks);
+    chunks = 0;
+    for (uint64_t i = 0; i < files; ++i) {
+        set_u32(copy + HEADER + i * FILE_BYTES + 36, (uint32_t)chunks);
+        chunks +=
+            ((uint64_t)get_u32(copy + HEADER + i * FILE_BYTES + 32) + TLLM_CHUNK - 1) / TLLM_CHUNK;
+    }
+    *size = total;
+    return copy;
+}
+
+/* As it is, or fitted where its last byte is odd. */
+static uint8_t *copied(const uint8_t *data, size_t *size) {
+    uint8_t *copy = *size >= HEADER && data[*size - 1] & 1 ? fitted(data, size) : NULL;
+    if (copy == NULL) {
+        copy = malloc(*size);
+        memcpy(copy, data, *size);
+    }
+    return copy;
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (size < 4) {
         return 0;
     }
-    uint8_t *copy = malloc(size);
-    memcpy(copy, data, size);
-    const uint32_t crc = tllm_crc32(0, copy, size - 4); /* so that the rest is looked at */
-    for (uint32_t i = 0; i < 4; ++i) {
-        copy[size - 4 + i] = (uint8_t)(crc >> (8 * i));
-    }
+    uint8_t *copy = copied(data, &size);
+    set_u32(copy + size - 4, tllm_crc32(0, copy, size - 4)); /* so that the rest is looked at */
     const int32_t bytes = tllm_descriptor_storage(copy, size);
     if (bytes > 0 && bytes < 16000000) {
         struct tllm_model model;

@@ -93,6 +93,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     faults->reset_after = how & 0x80 ? number * 8u : 0;
     if (ram_board_boot(board) == 0) {
         play(board, data + 2, size - 2);
+        if (ram_board_leaks(board) > 0) {
+            abort();
+        }
     }
     ram_board_free(board);
     return 0;

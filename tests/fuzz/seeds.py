@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from cobs import cobs
 
-from host.link.frames import MAX_PAYLOAD
+from host.link.frames import MAX_ENCODED, MAX_PAYLOAD
 from host.package.config import PackageConfig
 from host.package.facts import Scale
 from host.package.layout import DType
@@ -87,7 +87,7 @@ def write_seeds(name: str, package: Path, folder: Path) -> None:
         "device": lambda: _device_scripts(package),
         "card": lambda: _cards(),
         "descriptor": lambda: [(p / "descriptor.bin").read_bytes() for p in (package, small)],
-        "tokenizer": lambda: [TOKENIZER.to_bin(), SMALL_TOKENIZER.to_bin()],
+        "tokenizer": lambda: [TOKENIZER.to_bin(), SMALL_TOKENIZER.to_bin(), _full_table()],
         "text": lambda: [b"on a \xc3\xa9 b", "日本 é".encode(), b"\xff", b"o" * 300, b"\0 "],
     }[name]()
     for path in small.iterdir():
@@ -105,7 +105,19 @@ def _frames() -> list[bytes]:
     # A payload as long as it may be, one byte longer, and more than a frame holds.
     bodies = [b"\2\1" + b"7" * n for n in (MAX_PAYLOAD, MAX_PAYLOAD + 1)]
     longest = [b"\0" + cobs.encode(body + _crc(body)) + b"\0" for body in bodies]
-    return [b"text\0\0", b"\0" + b"\x01" * 4161 + b"\0", *longest]
+    # As many bytes as fit, the last one a code that leads beyond them.
+    beyond = b"\0" + b"\x01" * (MAX_ENCODED - 1) + b"\2\0"
+    return [b"text\0\0", b"\0" + b"\x01" * (MAX_ENCODED + 1) + b"\0", beyond, *longest]
+
+
+def _full_table() -> bytes:
+    """A hash table without an empty slot, in which a search would not end."""
+    whole = SMALL_TOKENIZER.to_bin()
+    vocab, slots = struct.unpack_from("<2I", whole, 12)
+    first = 64 + 12 * vocab
+    table = whole[first : first + 4 * slots]
+    full = table.replace(b"\xff" * 4, struct.pack("<I", vocab - 1))
+    return whole[:first] + full + whole[first + len(table) :]
 
 
 # --- fuzz_device.c's scripts ----------------------------------------------------------------------
@@ -175,7 +187,8 @@ def _device_scripts(package: Path) -> list[bytes]:
         _request(0x04, struct.pack("<I", 921600)) + _request(0x05) + _wait(510) + _wait(510),
         _request(0x29) + _request(0x03),
     ]
-    ways = (b"\0\0", b"\x01\0", b"\x8a\x14")  # as it should be, an empty card, reads and resets
+    # As it should be, an empty card, a failed read and a reset, and reads that fail from one on.
+    ways = (b"\0\0", b"\x01\0", b"\x8a\x14", b"\x49\x01", b"\x48\x30")
     return [way + script for script in scripts for way in ways]
 
 
@@ -204,4 +217,5 @@ def _cards() -> list[bytes]:
         _change(6, 63, b"") + _change(7, 70, b"1"),
     ]
     hows = (b"\x02\xff", b"\x07\xff", b"\x07\x80", b"\x01\x60")
-    return [how + change for change in changes for how in hows]
+    words = [_change(0, at, word) for at in range(4, 96, 4) for word in (b"\xff\xff", b"\xff" * 4)]
+    return [how + change for change in changes for how in hows] + [b"\2\xff" + w for w in words]

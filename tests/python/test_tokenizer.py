@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 from tokenizer_tools import (
     E_ARG,
     E_TOO_LONG,
     E_UTF8,
+    FRAGMENTS,
     TOKENIZER_C,
     CTokenizer,
     processor_of,
@@ -125,6 +128,38 @@ def test_random_texts(subjects: Subjects) -> None:
 def test_random_tokens(subjects: Subjects) -> None:
     for ids in random_ids(20240502, 20_000 if subjects.real else 4_000, subjects.spec):
         subjects.check_ids(ids)
+
+
+CHARACTERS = st.characters(blacklist_categories=["Cs"])
+RUNS = st.tuples(CHARACTERS | st.sampled_from(FRAGMENTS), st.integers(1, 300))
+TEXTS = st.lists(
+    st.text(CHARACTERS, max_size=20)
+    | st.text(" \0\u2581ab\u00e9\u65e5", max_size=20)
+    | st.sampled_from(FRAGMENTS)
+    | RUNS.map(lambda run: run[0] * run[1]),
+    max_size=8,
+).map("".join)
+
+
+@pytest.mark.shared
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+@given(text=TEXTS)
+def test_any_text(subjects: Subjects, text: str) -> None:
+    subjects.check_text(text)
+
+
+@pytest.mark.shared
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+@given(data=st.data())
+def test_any_tokens(subjects: Subjects, data: st.DataObject) -> None:
+    """Runs of byte pieces among them, which are UTF-8 whole, in part or not at all."""
+    spec = subjects.spec
+    of_bytes = [] if -1 in spec.byte_ids else spec.byte_ids
+    token = st.integers(0, spec.vocab_size - 1)
+    spelt = st.text(CHARACTERS, max_size=3).map(str.encode) | st.binary(max_size=6)
+    runs = spelt.map(lambda run: [of_bytes[byte] for byte in run if of_bytes])
+    parts = data.draw(st.lists(token.map(lambda one: [one]) | runs, max_size=12))
+    subjects.check_ids([one for part in parts for one in part])
 
 
 @pytest.mark.shared

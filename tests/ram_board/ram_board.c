@@ -549,6 +549,17 @@ uint32_t ram_board_boots(const struct ram_board *board) {
     return board->boots;
 }
 
+uint32_t ram_board_leaks(const struct ram_board *board) {
+    uint32_t open = 0, known = board->dev.upload.file >= 0;
+    for (uint32_t i = 0; i < HANDLES; ++i) {
+        open += board->handles[i] >= 0;
+    }
+    for (uint32_t i = 0; i < DEV_HANDLES; ++i) {
+        known += board->dev.handles[i].handle >= 0;
+    }
+    return open > known ? open - known : 0;
+}
+
 int ram_board_put(struct ram_board *board, const char *path, const uint8_t *bytes, uint32_t len) {
     int file = find(board, path);
     file = file < 0 ? create(board, path, false) : file;

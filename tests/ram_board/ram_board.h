@@ -51,6 +51,8 @@ void ram_board_settle(struct ram_board *board);
 uint64_t ram_board_clock_us(const struct ram_board *board);
 uint64_t ram_board_reads(const struct ram_board *board);
 uint32_t ram_board_boots(const struct ram_board *board);
+/* Files that are open and that the program has forgotten. */
+uint32_t ram_board_leaks(const struct ram_board *board);
 /* The card's files: 0 or -1. */
 int ram_board_put(struct ram_board *board, const char *path, const uint8_t *bytes, uint32_t len);
 const uint8_t *ram_board_get(const struct ram_board *board, const char *path, uint32_t *len);
