@@ -6,6 +6,13 @@
 /* 512 * 128 * 32767 = 2,147,418,112 < 2^31: so many products fit an int32. */
 #define BLOCK 512u
 
+/* Xtensa's compiler leaves loops as they are; two of nine instructions then only count. */
+#ifdef __XTENSA__
+#define UNROLLED _Pragma("GCC unroll 8")
+#else
+#define UNROLLED
+#endif
+
 void tllm_matvec_ref(const struct tllm_matvec *job, uint32_t first, uint32_t count) {
     for (uint32_t row = first; row < first + count; row++)
         for (uint32_t column = 0; column < job->batch; column++) {
@@ -21,6 +28,7 @@ void tllm_matvec_ref(const struct tllm_matvec *job, uint32_t first, uint32_t cou
 
 static int32_t dot_block(const int8_t *restrict w, const int16_t *restrict x, uint32_t n) {
     int32_t sum = 0;
+    UNROLLED
     for (uint32_t j = 0; j < n; j++)
         sum += w[j] * x[j];
     return sum;
@@ -28,6 +36,7 @@ static int32_t dot_block(const int8_t *restrict w, const int16_t *restrict x, ui
 
 static int32_t dot_block_wide(const int16_t *restrict w, const int16_t *restrict x, uint32_t n) {
     int32_t sum = 0;
+    UNROLLED
     for (uint32_t j = 0; j < n; j++)
         sum += w[j] * x[j];
     return sum;
@@ -50,6 +59,7 @@ static void row_of_batch(const struct tllm_matvec *job, uint32_t row) {
     int16_t wide[BLOCK];
     for (uint32_t at = 0; at < job->cols; at += BLOCK) {
         uint32_t n = job->cols - at < BLOCK ? job->cols - at : BLOCK;
+        UNROLLED
         for (uint32_t j = 0; j < n; j++)
             wide[j] = w[at + j];
         for (uint32_t column = 0; column < job->batch; column++)
