@@ -257,8 +257,9 @@ def test_a_small_internal_memory_still_answers(board: Run, answer: str) -> None:
 
 
 def test_lost_bytes_cost_a_line_and_no_more(board: Run, answer: str) -> None:
-    done = board("/" + "x" * 300 + "\n" + ASK, LOSE_AT=20)
-    assert "There is no command /" in done.stdout
+    # Of what is typed the bytes 20 to 147 are lost, and with them the end of the first line.
+    done = board("/" + "x" * 99 + "\n" + "z" * 60 + "\n" + ASK, LOSE_AT=20)
+    assert "There is no command /" + "x" * 18 + "z" * 14 in done.stdout
     assert text_of(done.stdout) == answer
 
 

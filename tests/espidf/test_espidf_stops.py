@@ -95,11 +95,11 @@ def test_loading_from_a_bad_card_is_stopped(board: Run, at: int, faults: dict[st
     assert "version:  " in done.stdout
 
 
-def test_ctrl_c_at_an_idle_prompt_stops_no_later_load(board: Run, answer: str) -> None:
-    asked = ASK + "\x03\n" + "/help\n" * 40 + ONCE
-    done = board(asked, PSRAM=STREAMING, PULL_AT=800, BACK_AT=7)
+def test_ctrl_c_at_an_idle_prompt_stops_no_later_load(board: Run) -> None:
+    done = board(ASK + "\x03", PSRAM=STREAMING, PULL_AT=300, BACK_AT=7, END_WAITS=300)
+    assert "The card is gone" in done.stdout
     assert "Loading was stopped" not in done.stdout
-    assert texts_of(done.stdout[done.stdout.rindex("model: ") :]) == [answer]
+    assert done.stdout.count("Type a prompt") == 2
 
 
 def test_what_is_typed_during_a_load_waits_for_its_end(board: Run, answer: str) -> None:

@@ -165,7 +165,7 @@ def _device_scripts(package: Path) -> list[bytes]:
         _typed("a\bb\x15\x1b[Ad\x03") + _wait(300) + _typed("\r/reboot\r") + _wait(500),
         _request(0x01, b"\1\0") + _request(0x01, b"\2\0") + _request(0x02) + _request(0x18),
         _request(0x13, struct.pack("<B3I", 6, 1, 5, 9)) + _request(0x15) + _request(0x13, b"\1"),
-        _long(0x13, struct.pack("<BI", 2, 1)) + _request(0x10, bytes(2)),
+        _long(0x13, struct.pack("<BI", 2, 1)) + _request(0x10, bytes(6)),
         _request(0x14, struct.pack("<BHI", 3, 1, 7)) + _request(0x19, bytes(4)),
         _request(0x11, struct.pack("<4IQ", 65536, 40, 60000, 70000, 1))
         + _request(0x12, b"\x10\0\0\0\0\0\0\0on a")

@@ -168,7 +168,7 @@ esp_err_t uart_get_buffered_data_len(uart_port_t port, size_t *size) {
 }
 
 int uart_read_bytes(uart_port_t port, void *buf, uint32_t length, TickType_t ticks) {
-    static long waits;
+    static long waits, ends;
     uint8_t *to = buf;
     uint32_t got = 0;
     if (port != UART_NUM_0 || !buf || uart.size == 0)
@@ -179,7 +179,8 @@ int uart_read_bytes(uart_port_t port, void *buf, uint32_t length, TickType_t tic
         /* The card's own time passes before the first line is typed, where a test wants that. */
         if (++waits <= fake_option("IDLE_WAITS", 0))
             fake_pass_us((uint64_t)ticks * 1000);
-        else if (!(fake_option("LIVE", 0) ? arrive_live((int)ticks) : arrive_line()))
+        else if (!(fake_option("LIVE", 0) ? arrive_live((int)ticks) : arrive_line()) &&
+                 ++ends > fake_option("END_WAITS", 0))
             fake_end(0);
         else if (uart.from == uart.to)
             fake_pass_us((uint64_t)ticks * 1000);
