@@ -60,7 +60,7 @@ def empty(tmp_path: Path) -> Path:
         {},
         {"CSIZE": 1, "PIECE": 1},
         {"WRITE_US": SECOND // 2},  # longer than a read may take to begin
-        {"WRITE_US": 4 * SECOND, "GETFREE_US": 30 * SECOND},  # less than the watchdog's time, and more
+        {"WRITE_US": 4 * SECOND, "GETFREE_US": 30 * SECOND},  # below the watchdog's time, above
     ],
     ids=["card", "card in pieces", "slow card", "very slow card"],
 )
