@@ -87,6 +87,10 @@ def build(project: Path, environment: str, say: Callable[[str], None]) -> list[I
     Raises:
         ToolError: PlatformIO is missing, cannot fetch its toolchain, or the build fails.
     """
+    if stale := _stale_configuration(project, environment):
+        say(
+            f"{stale.name} is older than sdkconfig.defaults*: delete it to have what changed there."
+        )
     _pio(["run", "-e", environment], project, say)
     said = _pio(["project", "metadata", "-e", environment, "--json-output"], project, None)
     images = _images_of(said, project, environment)
@@ -94,6 +98,14 @@ def build(project: Path, environment: str, say: Callable[[str], None]) -> list[I
     if missing:
         raise ToolError(f"The build left no {missing[0]}", f"Run `pio run -e {environment}`")
     return images
+
+
+def _stale_configuration(project: Path, environment: str) -> Path | None:
+    """PlatformIO keeps the configuration that it made, whatever it was made from changes."""
+    made = project / f"sdkconfig.{environment}"
+    defaults = [path.stat().st_mtime for path in project.glob("sdkconfig.defaults*")]
+    is_stale = made.is_file() and made.stat().st_mtime < max(defaults, default=0)
+    return made if is_stale else None
 
 
 def _images_of(metadata: str, project: Path, environment: str) -> list[Image]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -242,6 +243,21 @@ def test_a_build_that_fails_is_a_sentence_and_its_log_is_shown(
     assert "\n" not in str(failure.value)
     assert said.strip() in capsys.readouterr().err
     assert "upload" not in tools.calls
+
+
+def test_an_outdated_configuration_is_named(
+    tools: Tools, flash: Flash, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    defaults, made = project / "sdkconfig.defaults", project / "sdkconfig.esp32cam"
+    for path, at in ((defaults, 1000), (made, 2000)):
+        path.write_text("")
+        os.utime(path, (at, at))
+    flash()
+    assert "delete it" not in capsys.readouterr().err
+    os.utime(defaults, (3000, 3000))
+    flash(force=True)
+    assert "sdkconfig.esp32cam is older than" in capsys.readouterr().err
+    assert tools.calls.count("verify") == 2
 
 
 @pytest.mark.parametrize(
