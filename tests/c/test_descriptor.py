@@ -98,6 +98,7 @@ def test_any_bit_flipped_is_noticed(library: tuple[Any, Any]) -> None:
         (40, "<I", 65537, LIMIT),
         (44, "<I", 65536, LIMIT),
         (48, "<i", 97, FORMAT),
+        (48, "<i", -1, FORMAT),  # none, and add_bos
         (52, "<i", -2, FORMAT),
         (56, "<I", 1 << 29, FORMAT),
         (60, "<i", -3, FORMAT),

@@ -35,9 +35,10 @@ static bool token_ok(int32_t token, uint32_t vocab) {
 
 static bool facts_ok(const struct tllm_model *m) {
     return m->head_dim % 2 == 0 && m->heads % m->kv_heads == 0 && token_ok(m->bos, m->vocab) &&
-           token_ok(m->eos, m->vocab) && (m->eps_m == 0 || m->eps_m >= 1u << 30) &&
-           m->eps_e % 2 == 0 && exponent_ok(m->eps_e) && scale_ok(m->attn_scale) &&
-           m->n_tensors == 3 + TLLM_LAYER_TENSORS * m->layers && m->tokenizer_file < m->n_files;
+           (m->bos >= 0 || !m->add_bos) && token_ok(m->eos, m->vocab) &&
+           (m->eps_m == 0 || m->eps_m >= 1u << 30) && m->eps_e % 2 == 0 && exponent_ok(m->eps_e) &&
+           scale_ok(m->attn_scale) && m->n_tensors == 3 + TLLM_LAYER_TENSORS * m->layers &&
+           m->tokenizer_file < m->n_files;
 }
 
 static bool name_char_ok(char c) {

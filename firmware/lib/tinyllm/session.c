@@ -57,7 +57,7 @@ static void drop(struct tllm_session *session, uint32_t most) {
 int tllm_session_prompt(struct tllm_session *session, const uint32_t *tokens, uint32_t n) {
     const struct tllm_model *model = session->engine->model;
     uint32_t context = session->engine->context;
-    uint32_t bos = session->n == 0 && model->add_bos && model->bos >= 0 ? 1 : 0;
+    uint32_t bos = session->n == 0 && model->add_bos ? 1 : 0;
     if (n > context - 1 || n + bos > context - 1)
         return TLLM_E_TOO_LONG;
     for (uint32_t i = 0; i < n; i++)
