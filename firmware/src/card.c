@@ -182,8 +182,7 @@ static int mount_now(void) {
         sd.attempt++;
     unmount();
     int status = 0;
-    if (sd.missing) { /* look with one attempt, so that the console stays quick, then from the
-                         fastest */
+    if (sd.missing) { /* one attempt to see if it is back, then from the fastest */
         status = mount_from(MODES - 1);
         if (status < 0)
             return status;

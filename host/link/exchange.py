@@ -104,8 +104,8 @@ _WORDS = {
 _NEXT = {
     Status.VERSION: "Flash the firmware of this version with `host flash`",
     Status.NO_MODEL: "Put one on its card with `host upload` or `host flash`",
-    Status.NO_CARD: "Check that a FAT-formatted card is in the slot",
-    Status.FULL: "Remove files from the card, or use a larger one",
+    Status.NO_CARD: "Check that a card formatted as FAT32 is in the slot",
+    Status.FULL: "Make room with `host upload --remove-old`, or use a larger card",
     Status.UNKNOWN: "Flash the firmware of this version with `host flash`",
     Status.PAYLOAD: "Flash the firmware of this version with `host flash`",
     Status.CARD_READ: "Look at it with `host doctor`, and try another card",
