@@ -14,6 +14,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from host.board.contents import CardFile, Contents
@@ -104,7 +105,7 @@ def upload(
     _persist(device, lambda: fastest(device, max_baud))
     todo = []
     for file in contents.files:
-        if _persist(device, lambda file=file: _is_there(device, contents, file)):  # type: ignore[misc]
+        if _persist(device, partial(_is_there, device, contents, file)):
             result.skipped += 1
             there(file.size)
         else:
