@@ -27,9 +27,10 @@ LIMITS = (
     "-seed=1",
     "-len_control=0",  # short inputs are no better here
     "-timeout=60",
-    "-rss_limit_mb=512",
+    "-rss_limit_mb=0",  # libFuzzer's counts what the parent held when it forked
     "-malloc_limit_mb=64",
 )
+ASAN = "hard_rss_limit_mb=512:quarantine_size_mb=8"
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,7 @@ def _run(program: Path, package: Path, *options: object) -> str:
         text=True,
         errors="replace",
         check=False,
-        env=os.environ
-        | {"TLLM_FUZZ_PACKAGE": str(package), "ASAN_OPTIONS": "quarantine_size_mb=8"},
+        env=os.environ | {"TLLM_FUZZ_PACKAGE": str(package), "ASAN_OPTIONS": ASAN},
     )
     found = [base64.b64encode(p.read_bytes()) for p in left.parent.glob(f"{left.name}*")]
     assert ended.returncode == 0, (ended.stderr[-6000:], found)
