@@ -6,7 +6,6 @@ What the board refuses comes out as a `Refused` with its status and its own word
 from __future__ import annotations
 
 import contextlib
-import json
 import secrets
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from host.errors import BoardError, LinkError
+from host.errors import BoardError, InputError, LinkError
 from host.link.exchange import (
     EVENT,
     WORK_S,
@@ -31,6 +30,7 @@ from host.link.exchange import (
 from host.link.frames import MAX_PAYLOAD, Frame, encode
 from host.link.talk import Talk
 from host.link.transports import Transport
+from host.strict_json import parse_fields
 
 __all__ = [
     "ABSENT",
@@ -65,6 +65,7 @@ _RATE_KEPT_S = 25.0  # a board leaves a rate at which it hears nothing after 20 
 _TRIALS = 6  # HELLOs at a new rate
 _TRIALS_LOST = 1
 _BAUD_TRIES = 6
+_MOST_ENTRIES = 1 << 16  # LIST counts them in 16 bits
 
 
 class End(IntEnum):
@@ -247,7 +248,10 @@ class Device:
             rates = [self._first_baud, *(r for r in BAUD_RATES if r != self._first_baud)]
         for index, rate in enumerate(rates):
             if rate is not None and rate != self._transport.baud:
-                self._transport.set_baud(rate)
+                try:
+                    self._transport.set_baud(rate)
+                except LinkError:  # the adapter cannot do it
+                    continue
             with contextlib.suppress(NoAnswer, LineTooBad):
                 return self._say_hello(1.5 if index else self._patience)
         where = f" at {self._first_baud} baud" if self._first_baud else ""
@@ -394,6 +398,8 @@ class Device:
             )
         talk = Talk(self._line, payload, emit)
         end, prompt, tokens, prompt_us, answer_us, read_us, read = talk.run()
+        if end not in set(End):
+            raise LinkError(f"The board ends an answer with {end}", "Flash it with `host flash`")
         return Generated(
             End(end), prompt, tokens, prompt_us / 1e6, answer_us / 1e6, read_us / 1e6, read,
             talk.text.missing,
@@ -541,18 +547,22 @@ class Device:
     def entries(self) -> list[Entry]:
         """What lies in `/tllm`: files and folders, and the files in those, in the board's order."""
         found: list[Entry] = []
-        while True:
+        while len(found) < _MOST_ENTRIES:
             rest = self.request(Request.LIST, struct.pack("<H", len(found)), patience=WORK_S)
             lines = rest.decode(errors="replace").split("\n")[:-1]
             for line in lines:
                 size, _, name = line.partition(" ")
-                if size.isdigit():
+                if size.isascii() and size.isdigit():
                     found.append(Entry(name, int(size)))
                 else:
                     name, _, model = name.partition(" ")
                     found.append(Entry(name, None, model, size == "*"))
             if not lines:
                 return found
+        raise LinkError(
+            "The board lists more files than a card of this kit holds",
+            "Look at the card in a computer, or flash the board with `host flash`",
+        )
 
     def files(self) -> list[tuple[str, int]]:
         """Names and sizes of the files in `/tllm` and its folders."""
@@ -605,9 +615,6 @@ def _u32(payload: bytes) -> int:
 
 def _json(payload: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(payload.decode())
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise LinkError("What the board says of itself is not JSON", "Flash it with `host flash`")
-    return value
+        return parse_fields(payload, "What the board says of itself", "Flash it with `host flash`")
+    except InputError as exc:
+        raise LinkError(exc.message, exc.next_step) from exc

@@ -152,6 +152,9 @@ class Pending:
         on_event: Callable[[bytes], None] | None,
     ) -> None:
         self.seq = line.next_seq()
+        self._is_kept = kind not in (Request.STOP, Request.PART, Request.TEXT)
+        if self._is_kept:
+            line.kept_seq = self.seq
         self._line, self._kind = line, kind
         self._frame = encode(Frame(kind, self.seq, payload))
         self._is_short = patience is None or patience < WORK_S
@@ -166,7 +169,7 @@ class Pending:
         self._crc = 0
         self._whole = 0
         self._got = b""
-        self.due = 0.0
+        self.due = self._latest = 0.0
         self._send()
 
     def poke(self) -> None:
@@ -177,7 +180,7 @@ class Pending:
             LineTooBad: Bytes come, but no frame has been whole for too long.
         """
         now, line = self._line.now(), self._line
-        if line.is_frame_coming and now < self.due + line.seconds(MAX_ENCODED):
+        if line.is_frame_coming and now < self._latest:
             self.due = max(self.due, now) + _COMING_S / 2
             return
         if now - max(self._heard, line.last_byte) >= self._patience:
@@ -193,8 +196,8 @@ class Pending:
             )
         line.resent += 1
         self._turn += 1
-        is_kept = self._kind not in (Request.STOP, Request.PART, Request.TEXT, Request.HELLO)
-        if self._got or (is_kept and self._sent >= _PARTS_AFTER and self._turn % 2):
+        has_parts = self._is_kept and self._kind != Request.HELLO
+        if self._got or (has_parts and self._sent >= _PARTS_AFTER and self._turn % 2):
             self._part_size = min(self._part_size + (self._turn % 3 == 0), len(_PART_BYTES) - 1)
             self._ask_part()
         else:
@@ -223,6 +226,7 @@ class Pending:
     def _wait(self, count: int) -> None:
         interval = self._line.resend_after if self._interval is None else self._interval
         self.due = self._line.now() + interval + self._line.seconds(count)
+        self._latest = self.due + self._line.seconds(MAX_ENCODED)
 
     def _hear(self) -> None:
         self._heard = self._line.now()
@@ -273,6 +277,7 @@ class Exchange:
     Attributes:
         resent: Frames sent again.
         last_byte: When the line last brought anything.
+        kept_seq: Of the last request whose answer the board keeps.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -283,14 +288,17 @@ class Exchange:
         self._round_trip: float | None = None
         self.resent = 0
         self.last_byte = float("-inf")
+        self.kept_seq = 0
 
     def now(self) -> float:
         """The transport's clock, seconds."""
         return self._transport.now()
 
     def next_seq(self) -> int:
-        """Sequence numbers: 1 to 255, again from 1."""
+        """Sequence numbers: 1 to 255, again from 1, without the last that the board keeps."""
         self._seq = self._seq % 255 + 1
+        if self._seq == self.kept_seq:  # the board would take a new request for that one
+            self._seq = self._seq % 255 + 1
         return self._seq
 
     def write(self, data: bytes) -> None:
@@ -351,13 +359,19 @@ class Exchange:
         """Waits for the answer to a request that was posted, as `request` does."""
         while True:
             frame = self.next_frame(pending.due - self.now())
-            if frame is None:
-                pending.poke()
-            elif (answer := pending.take(frame)) is not None:
+            answer = None if frame is None else pending.take(frame)
+            if answer is not None:
                 status, rest = answer
                 if status < 0:
                     raise Refused(status, rest.decode(errors="replace"))
                 return rest
+            if self.is_drained and pending.due <= self.now():
+                pending.poke()
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether no whole frame is left of what the line has brought."""
+        return not self._frames
 
     @property
     def resend_after(self) -> float:

@@ -15,6 +15,7 @@ from typing import Any
 
 from host.errors import LinkError
 from host.link.exchange import WORK_S, Exchange, Pending, Refused, Request
+from host.link.frames import Frame
 
 _AT_ONCE = 64  # bytes of text asked for
 _TOTALS = struct.Struct("<II")
@@ -129,12 +130,15 @@ class Talk:
     def _step(self) -> tuple[int, bytes] | None:
         pending = [p for p in (self._main, self._stop, self._asked) if p is not None]
         frame = self._line.next_frame(min(p.due for p in pending) - self._line.now())
-        if frame is None:
+        answer = None if frame is None else self._take(frame)
+        if answer is None and self._line.is_drained:
             now = self._line.now()
-            for waiting in pending:
-                if waiting.due <= now:
+            for waiting in (self._main, self._stop, self._asked):
+                if waiting is not None and waiting.due <= now:
                     waiting.poke()
-            return None
+        return answer
+
+    def _take(self, frame: Frame) -> tuple[int, bytes] | None:
         answer = self._main.take(frame)
         if self._stop is not None and self._stop.take(frame) is not None:
             self._stop = None

@@ -168,8 +168,8 @@ class _SocketTransport:
     baud = None
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
         try:
+            parts = urlsplit(url)
             host, port = parts.hostname, parts.port
         except ValueError:
             host = port = None
@@ -177,7 +177,7 @@ class _SocketTransport:
             raise LinkError(f"{url} is not an address", "Write socket://HOST:PORT")
         try:
             self._socket = socket.create_connection((host, port), timeout=5)
-        except socket.gaierror as exc:
+        except (socket.gaierror, UnicodeError) as exc:
             raise LinkError(f"{url}: there is no computer of that name", "Check it") from exc
         except OSError as exc:
             raise _as_link_error(explain_os_error(exc, url)) from exc
@@ -230,7 +230,7 @@ class _SerialTransport:
             self._serial.open()
         except OSError as exc:
             raise explain_port_error(exc, port) from exc
-        except ValueError as exc:
+        except (ValueError, OverflowError) as exc:
             raise LinkError(f"{port} is not a port: {exc}", "`host doctor` lists ports") from exc
         self._port = port
 

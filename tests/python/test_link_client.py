@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 import pytest
 from fake_board import FakeBoard, FakeLine, Faults, Refusal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from host.errors import BoardError
+from host.errors import BoardError, LinkError
 from host.link.client import (
     Ack,
     Device,
@@ -142,6 +143,45 @@ def test_a_line_that_brings_only_damage_is_given_up_in_time() -> None:
     assert 30 <= line.now() - before < 32
 
 
+class Talkative(FakeLine):
+    """A board that, once asked, never ceases to send, and heeds nothing any more."""
+
+    endless = b""
+
+    def read(self, timeout: float) -> bytes:
+        assert self.now() < 200, "the wait has no end"
+        if not self.endless:
+            return super().read(timeout)
+        self._clock += 0.01
+        return self.endless
+
+    def write(self, data: bytes) -> None:
+        if not self.endless:
+            super().write(data)
+
+
+FOREIGN = encode(Frame(0x7F, 9, b"abc"))
+
+
+@pytest.mark.parametrize(
+    ("first", "endless"),
+    [(b"\0", b"I (420) boot: log\r\n"), (b"", b"ab\0cdef"), (b"", FOREIGN), (b"", 3 * FOREIGN)],
+)
+def test_a_board_that_never_ceases_to_send_is_given_up_in_time(
+    first: bytes, endless: bytes
+) -> None:
+    for ask in (Device.info, lambda device: device.generate("a", 0, str)):
+        line = Talkative(FakeBoard(), baud=115200)
+        device = Device(line)
+        line._inbox += first
+        assert device._line.next_frame(0.0) is None
+        line.endless = endless
+        before = line.now()
+        with pytest.raises(LineTooBad, match="loses nearly everything"):
+            ask(device)
+        assert 30 <= line.now() - before < 125
+
+
 @pytest.mark.parametrize("refuses", [False, True])
 def test_a_board_of_another_protocol_version_is_a_sentence(refuses: bool) -> None:
     class Other(FakeBoard):
@@ -163,6 +203,15 @@ def test_sequence_numbers_wrap_past_zero() -> None:
         device.encode("x")
     assert 0 not in seen
     assert set(seen) == set(range(1, 256))
+
+
+def test_a_request_never_has_the_number_of_the_last_one_that_was_answered() -> None:
+    device, _ = connect()
+    for count in range(250, 260):
+        assert device.encode("a") == [97]
+        for _ in range(count):
+            device.stop()
+        assert device.encode("b") == [98]
 
 
 def test_an_answer_to_another_request_is_not_taken() -> None:
@@ -288,6 +337,38 @@ def test_files_are_listed_to_the_end() -> None:
     assert device.files() == [(f"1a2b3c4d/f{i}.bin", i) for i in range(10)]
 
 
+@pytest.mark.parametrize(
+    ("request_type", "answer", "ask"),
+    [
+        (Request.LIST, b"5 a\n" * 1000, Device.entries),
+        (Request.INFO, b"[" * 4000, Device.info),
+        (Request.INFO, b'{"context": ' + b"9" * 4000 + b"}", Device.info),
+        (Request.INFO, b"\xff", Device.info),
+        (
+            Request.GENERATE,
+            struct.pack("<BIIQQQQII", 9, 1, 0, 0, 0, 0, 0, 0, 0),
+            lambda device: device.generate("a", 0, str),
+        ),
+    ],
+)
+def test_answers_that_mean_nothing_are_a_sentence(
+    request_type: Request, answer: bytes, ask: Callable[[Device], object]
+) -> None:
+    board = FakeBoard()
+    setattr(board, f"_on_{request_type:02x}", lambda *_: answer)
+    device, _ = connect(board)
+    with pytest.raises(LinkError, match="host flash"):
+        ask(device)
+
+
+def test_a_size_that_is_no_number_is_no_file() -> None:
+    board = FakeBoard()
+    lines = ["\u00b2 a\n7 b\n".encode(), b""]
+    setattr(board, f"_on_{Request.LIST:02x}", lambda *_: lines.pop(0))
+    device, _ = connect(board)
+    assert device.files() == [("b", 7)]
+
+
 def test_baud_goes_up_and_comes_back() -> None:
     board = FakeBoard()
     line = FakeLine(board, baud=115200)
@@ -313,6 +394,18 @@ def test_a_board_left_at_another_rate_is_found() -> None:
     board.baud = 921600
     line = FakeLine(board, baud=115200)
     assert Device(line, patience=1.0).baud == 921600
+
+
+def test_rates_that_the_adapter_cannot_do_are_passed_over() -> None:
+    class Slow(FakeLine):
+        def set_baud(self, baud: int) -> None:
+            if baud > 921600:
+                raise LinkError(f"COM7 cannot do {baud} baud")
+            super().set_baud(baud)
+
+    board = FakeBoard()
+    board.baud = 921600
+    assert Device(Slow(board, baud=115200), patience=1.0).baud == 921600
 
 
 def test_requests_survive_a_lossy_line() -> None:

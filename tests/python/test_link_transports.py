@@ -116,10 +116,24 @@ def test_a_socket_carries_bytes_and_notices_the_end() -> None:
         port.close()
 
 
-@pytest.mark.parametrize("url", ["socket://", "socket://host", "socket://h:70000", "foo://x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("socket://", "socket://host", "socket://h:70000", "socket://[::1", "socket://[x]:1"),
+        *(f"socket://{'a' * 70}:1", "socket://.x:1", "foo://x"),
+    ],
+)
 def test_addresses_that_are_none(url: str) -> None:
-    with pytest.raises(LinkError, match=r"not an address|not a port"):
+    with pytest.raises(LinkError, match=r"not an address|not a port|no computer of that name"):
         open_port(url)
+
+
+def test_a_rate_beyond_any_number_is_none() -> None:
+    master, slave = pty.openpty()
+    with pytest.raises(LinkError, match="not a port"):
+        open_port(os.ttyname(slave), 1 << 40)
+    os.close(master)
+    os.close(slave)
 
 
 def test_a_simulator_that_ends_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
