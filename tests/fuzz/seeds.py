@@ -162,10 +162,12 @@ def _device_scripts(package: Path) -> list[bytes]:
     scripts = [
         _typed("Once on a\r/stats\r/temp 0.5\r/reset\r/n 3\rab\r/stop\r"),
         _typed("/help\r/info\r/top-k 3\r/top-p 0.9\r/penalty 1.1\r/seed 7\r/context drop\r"),
+        b"".join(_typed("x" * 128) for _ in range(17)) + _typed("\r/info\r"),  # more than a line
         _typed("a\bb\x15\x1b[Ad\x03") + _wait(300) + _typed("\r/reboot\r") + _wait(500),
         _request(0x01, b"\1\0") + _request(0x01, b"\2\0") + _request(0x02) + _request(0x18),
         _request(0x13, struct.pack("<B3I", 6, 1, 5, 9)) + _request(0x15) + _request(0x13, b"\1"),
         _long(0x13, struct.pack("<BI", 2, 1)) + _request(0x10, bytes(6)),
+        _request(0x13, struct.pack("<B32I", 1, *[5] * 32)) + _request(0x15),  # the whole context
         _request(0x14, struct.pack("<BHI", 3, 1, 7)) + _request(0x19, bytes(4)),
         _request(0x11, struct.pack("<4IQ", 65536, 40, 60000, 70000, 1))
         + _request(0x12, b"\x10\0\0\0\0\0\0\0on a")
@@ -180,6 +182,9 @@ def _device_scripts(package: Path) -> list[bytes]:
         _request(0x22, head + struct.pack("<III", 177, zlib.crc32(b"7" * 177), 0) + b"q.bin")
         + _long(0x23, block)
         + _request(0x25),
+        # Of the window's last chunk a piece that is longer than the chunk has left.
+        _request(0x22, head + struct.pack("<III", 40_000, 0, 0) + b"q.bin")
+        + _request(0x23, struct.pack("<IHI", 7, 4032, 0) + b"7" * 128),
         whole + _request(0x26, fingerprint) + _request(0x27, b"\0\0"),
         _request(0x26, fingerprint) + _request(0x27, b"\0\0") + _request(0x28, b"12345678/q.bin"),
         _request(0x21, struct.pack("<IHB", 0, 4, 0) + folder + b"/q.bin") + _request(0x20, b"a/b"),

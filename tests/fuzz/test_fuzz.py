@@ -22,7 +22,10 @@ from tests.fuzz.seeds import write_package, write_seeds
 
 HERE = Path(__file__).resolve().parent
 RAM_BOARD = HERE.parent / "ram_board" / "ram_board.c"
-FLAGS = ("-O1", "-g", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all")
+FLAGS = (
+    *("-O1", "-g", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"),
+    "-DTLLM_RED_ZONE=64u",
+)
 LIMITS = (
     "-seed=1",
     "-len_control=0",  # short inputs are no better here
@@ -43,7 +46,7 @@ class Target:
 
 TARGETS = {
     "frame": Target(60_000, 9000),
-    "device": Target(2_500, 2000),
+    "device": Target(2_500, 2400),
     "card": Target(2_000, 400),
     "descriptor": Target(150_000, 2500),
     "tokenizer": Target(200_000, 8192),

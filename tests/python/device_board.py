@@ -18,7 +18,11 @@ from types import TracebackType
 from cobs import cobs
 
 PATIENCE = 60.0
-SANITIZED = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+RED_ZONE = 64  # bytes behind each buffer
+SANITIZED = (
+    *("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+    f"-DTLLM_RED_ZONE={RED_ZONE}u",
+)
 CHUNK = 4096
 
 

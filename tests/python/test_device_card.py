@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from device_board import CHUNK, SANITIZED, Board, Kind, Status, make_package
+from device_board import CHUNK, RED_ZONE, SANITIZED, Board, Kind, Status, make_package
 
 Boot = Callable[..., Board]
 # The head's last rows, which is all that stays on the card, are read once a token.
@@ -264,7 +264,8 @@ def test_one_byte_of_fast_memory_too_few(boot: Boot, text: str) -> None:
     least = given - have + need
     assert _needs(boot("--fast", least - 1).until("\n> ")) == ("fast", need, need - 1)
     board = boot("--fast", least)
-    assert f"fast: program 4096, engine {need - 4096}, free 0" in board.until("\n> ")
+    engine = need - 4096 - 2 * RED_ZONE
+    assert f"fast: program {4096 + RED_ZONE}, engine {engine}, free 0" in board.until("\n> ")
     board.greedy()
     assert board.generate(LINE, 12) == text
 

@@ -1,6 +1,8 @@
 /* The main loop: boot, the line, one request at a time. */
 #include "internal.h"
 
+#include "red_zone.h"
+
 #define ALIGNMENT     64u
 #define QUIET_US      250000u /* a frame left unfinished for so long is dropped */
 #define BAUD_TRIAL_US 1000000u
@@ -18,12 +20,17 @@ static size_t aligned(size_t bytes) {
 
 void *dev_take(struct dev_arena *arena, size_t bytes) {
     const size_t start = aligned(arena->used);
-    arena->used = start + bytes;
-    return arena->used <= arena->size ? arena->base + start : NULL;
+    arena->used = start + bytes + TLLM_RED_ZONE;
+    if (arena->used > arena->size) {
+        return NULL;
+    }
+    tllm_unfence(arena->base + start, bytes);
+    tllm_fence(arena->base + start + bytes, arena->size - start - bytes);
+    return arena->base + start;
 }
 
 size_t dev_room(const struct dev_arena *arena) {
-    const size_t start = aligned(arena->used);
+    const size_t start = aligned(arena->used) + TLLM_RED_ZONE;
     return start < arena->size ? arena->size - start : 0;
 }
 

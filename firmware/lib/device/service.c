@@ -1,6 +1,8 @@
 /* The package service: what the host asks of the card's files, but for uploads (upload.c). */
 #include "internal.h"
 
+#include "red_zone.h"
+
 #define ABSENT 0xffffffffu
 
 /* ---- names ---- */
@@ -275,6 +277,7 @@ int dev_on_read_test(struct dev *dev, const uint8_t *payload, uint32_t len) {
                         "A block must be a multiple of 512 bytes that fits the engine's memory.");
     }
     dev->engine_stale = true;
+    tllm_unfence(dev->engine_fast, dev->memory.fast_engine);
     const int status = read_test(dev, block, total);
     const int started = status == TLLM_E_CANCELLED ? 0 : dev_settle(dev);
     return status == 0 ? started : status;

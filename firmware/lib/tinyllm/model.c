@@ -1,5 +1,6 @@
 #include <string.h>
 
+#include "red_zone.h"
 #include "stream.h"
 
 #define MAX_LAYERS   1000u
@@ -144,8 +145,12 @@ struct arena {
 
 static void *take(struct arena *arena, uint64_t count, uint32_t bytes) {
     uint64_t at = (arena->used + REGION_ALIGN - 1) / REGION_ALIGN * REGION_ALIGN;
-    arena->used = at + count * bytes;
-    return arena->base == NULL ? NULL : arena->base + at;
+    arena->used = at + count * bytes + TLLM_RED_ZONE;
+    if (arena->base == NULL)
+        return NULL;
+    tllm_unfence(arena->base + at, (size_t)(count * bytes));
+    tllm_fence(arena->base + at + count * bytes, TLLM_RED_ZONE);
+    return arena->base + at;
 }
 
 static uint32_t greater(uint32_t a, uint32_t b) {
