@@ -117,6 +117,9 @@ static void describe_card(void) {
                                             : "SDSC",
                    (unsigned long)(megabytes / 1000), (unsigned long)(megabytes % 1000 / 100),
                    card_state.sdmmc->cid.name);
+    for (char *c = sd.name; *c; c++)
+        if (*c < ' ' || *c > '~')
+            *c = '?'; /* what its maker wrote need not be text */
     (void)snprintf(sd.mode, sizeof sd.mode, "%u-bit %d MHz", 1u << card_state.sdmmc->log_bus_width,
                    card_state.sdmmc->real_freq_khz / 1000);
 }

@@ -5,7 +5,6 @@
  */
 #include "card.h"
 
-#include "esp_memory_utils.h"
 #include "extents.h"
 
 #include <string.h>
@@ -150,7 +149,7 @@ static int read_now(void) {
         return 0;
     if (len > size - card_job.offset)
         len = size - card_job.offset;
-    if (open->mapped && card_job.offset % SECTOR == 0 && esp_ptr_dma_capable(card_job.dst)) {
+    if (open->mapped && card_job.offset % SECTOR == 0) {
         const int status = read_sectors(open, card_job.offset, card_job.dst, len);
         return status < 0 ? status : (int)len;
     }
@@ -194,9 +193,7 @@ void card_file_prefetch(void *ctx, int file, uint32_t offset, void *dst, uint32_
 static int write_now(void) {
     FIL *file = &card_state.files[card_job.file].file;
     UINT put = 0;
-    FRESULT result = f_lseek(file, card_job.offset);
-    if (result == FR_OK && f_tell(file) != card_job.offset)
-        return DEV_E_FULL; /* FatFs stops a seek beyond the end where the card is full */
+    FRESULT result = f_lseek(file, card_job.offset); /* stops where the card is full */
     if (result == FR_OK)
         result = f_write(file, card_job.src, card_job.len, &put);
     if (result == FR_OK && put < card_job.len)

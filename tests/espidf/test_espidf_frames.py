@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +48,14 @@ def test_the_doctor_learns_chip_and_memory(
     assert (info["psram_bytes"], info["psram_mhz"]) == (4 << 20, 80)
 
 
+def test_a_card_whose_name_is_no_text_is_told(
+    script: Callable[..., Path], in_slot: Path, tmp_path: Path
+) -> None:
+    script(CID="ff1b22c37e")
+    with connected(tmp_path, in_slot) as device:
+        assert device.info()["card"] == 'SDHC 15.9 GB ??"?~'
+
+
 @pytest.fixture
 def empty(tmp_path: Path) -> Path:
     folder = tmp_path / "empty card"
@@ -59,10 +68,12 @@ def empty(tmp_path: Path) -> Path:
     [
         {},
         {"CSIZE": 1, "PIECE": 1},
+        {"WRITE_FAIL": 20},
+        {"WRITE_KHZ": 20000},
         {"WRITE_US": SECOND // 2},  # longer than a read may take to begin
         {"WRITE_US": 4 * SECOND, "GETFREE_US": 30 * SECOND},  # below the watchdog's time, above
     ],
-    ids=["card", "card in pieces", "slow card", "very slow card"],
+    ids=["card", "in pieces", "a write fails", "writes at 20 MHz alone", "slow", "very slow"],
 )
 def test_an_upload_is_answered_from_after_a_restart(
     script: Callable[..., Path],
@@ -86,6 +97,44 @@ def test_an_upload_is_answered_from_after_a_restart(
         assert written.read_bytes() == file.path.read_bytes(), file.name
     assert parse_slot((kept / "tllm" / "slot0").read_bytes()) == (1, contents.fingerprint)
     assert texts_of(board(CARD=kept).stdout) == [answer]
+    slower = [] if "WRITE_KHZ" not in faults else ["20000"]
+    assert re.findall(r"mount 4-bit (\d+) kHz: 0\n", notes.read_text()) == ["40000", *slower]
+
+
+def test_an_upload_whose_writes_all_fail_ends_with_a_sentence(
+    script: Callable[..., Path], package: Path, empty: Path, tmp_path: Path
+) -> None:
+    script(WRITE_FAIL=20, WRITE_FAILS=1_000_000)
+    with connected(tmp_path, empty) as device:
+        with pytest.raises(HostError, match="The card failed: check how it sits"):
+            upload(device, Contents.of(package))
+        assert device.info()["card_mode"] == "4-bit 20 MHz"
+
+
+def test_all_that_an_upload_sends_ahead_has_room(
+    script: Callable[..., Path], package: Path, empty: Path, tmp_path: Path
+) -> None:
+    """As where the card takes its time: the board looks once the host waits for its answer."""
+    notes = script(AHEAD_MS=60)
+    with connected(tmp_path, empty) as device:
+        upload(device, Contents.of(package))
+    waited = re.search(r"line: at most (\d+) bytes waited, (\d+) were lost", notes.read_text())
+    assert waited is not None
+    assert int(waited[1]) > 7 * 4096
+    assert int(waited[2]) == 0
+
+
+def test_a_read_that_comes_short_is_made_again(
+    script: Callable[..., Path], in_slot: Path, tmp_path: Path
+) -> None:
+    """Of a file in too many pieces, read through FatFs; nothing but its length tells."""
+    (in_slot / "tllm" / "big").write_bytes(bytes(range(256)) * 16 * 60)
+    notes = script(PIECE=1, CSIZE=1, SHORT_AT=530)  # the 30th chunk: loading takes 500 reads
+    with connected(tmp_path, in_slot) as device:
+        assert set(device.sums("big", 60)) == {zlib.crc32(bytes(range(256)) * 16)}
+    noted = notes.read_text()
+    assert "read 530 came short" in noted
+    assert "; 561 reads" in noted
 
 
 def test_an_upload_to_a_full_card_says_so_and_the_old_model_answers(

@@ -88,7 +88,8 @@ struct dev_port {
     /* Bytes read; fewer than len only at the file's end. dst: 64-byte aligned memory of the fast
      * region (or the streaming buffers in it), with room for len rounded up to 512. */
     int (*file_read)(void *ctx, int file, uint32_t offset, void *dst, uint32_t len);
-    int (*file_write)(void *ctx, int file, uint32_t offset, const void *src, uint32_t len); /* 0 */
+    /* 0. A file of which a write failed may fail for ever: it is opened again. */
+    int (*file_write)(void *ctx, int file, uint32_t offset, const void *src, uint32_t len);
     int (*file_truncate)(void *ctx, int file, uint32_t size);
     int (*file_sync)(void *ctx, int file);
     int (*file_rename)(void *ctx, const char *from, const char *to); /* `to` does not exist */

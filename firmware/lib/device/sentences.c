@@ -17,6 +17,8 @@ int dev_fail(struct dev *dev, int status, const char *sentence) {
 
 const char *dev_words(int status) {
     switch (status) {
+    case TLLM_E_IO:
+        return "The card failed: check how it sits, or try another card.";
     case TLLM_E_CONTEXT:
         return "The context is full: /reset begins anew, /context drop forgets the oldest turns.";
     case TLLM_E_CANCELLED:

@@ -51,11 +51,11 @@ int dev_on_poll(struct dev *dev, const uint8_t *payload, uint32_t len) {
     uint8_t bytes[13 + 8 * (DEV_WINDOW - 1)];
     (void)payload;
     (void)len;
-    if (dev->upload.file < 0) {
-        return none_open(dev);
-    }
     if (dev->upload.error < 0) {
         return dev->upload.error;
+    }
+    if (dev->upload.file < 0) {
+        return none_open(dev);
     }
     const uint32_t n = ack(&dev->upload, bytes);
     memcpy(dev_put(dev, n), bytes, n);
@@ -64,14 +64,39 @@ int dev_on_poll(struct dev *dev, const uint8_t *payload, uint32_t len) {
 
 /* ---- pieces ---- */
 
+static void abandon(struct dev *dev) {
+    if (dev->upload.file >= 0) {
+        dev->port->file_close(dev->port->ctx, dev->upload.file);
+        dev->upload.file = -1;
+    }
+}
+
+static int open_again(struct dev *dev, bool slower) {
+    struct dev_upload *upload = &dev->upload;
+    abandon(dev);
+    const int mounted = slower ? dev_card_mount(dev, true) : 0;
+    const int file =
+        mounted < 0 ? mounted : dev->port->file_open(dev->port->ctx, upload->path, DEV_WRITE);
+    upload->file = file < 0 ? -1 : file;
+    return file < 0 ? file : 0;
+}
+
+/* As a read: once more, then after a slower mount. */
 static int write_chunk(struct dev *dev, uint32_t chunk) {
     const struct dev_upload *upload = &dev->upload;
     const uint32_t bytes = chunk_bytes(upload, chunk);
-    int status = TLLM_E_IO;
+    int status = 0;
     memcpy(dev->io, upload->window + (size_t)(chunk % DEV_WINDOW) * TLLM_CHUNK, bytes);
-    for (uint32_t i = 0; i < TRIES && status == TLLM_E_IO; ++i) {
+    for (uint32_t i = 0; i < TRIES; ++i) {
+        status = i == 0 ? 0 : open_again(dev, i + 1 == TRIES);
+        if (status < 0) {
+            break;
+        }
         status =
             dev->port->file_write(dev->port->ctx, upload->file, chunk * TLLM_CHUNK, dev->io, bytes);
+        if (status != TLLM_E_IO) {
+            break;
+        }
     }
     return status;
 }
@@ -128,13 +153,6 @@ void dev_on_data(struct dev *dev, const uint8_t *payload, uint32_t len) {
 }
 
 /* ---- open and close ---- */
-
-static void abandon(struct dev *dev) {
-    if (dev->upload.file >= 0) {
-        dev->port->file_close(dev->port->ctx, dev->upload.file);
-        dev->upload.file = -1;
-    }
-}
 
 static int make_room(struct dev *dev, const uint8_t *payload, uint32_t len, char *path) {
     const struct dev_port *port = dev->port;
@@ -253,11 +271,11 @@ int dev_on_close(struct dev *dev, const uint8_t *payload, uint32_t len) {
     uint32_t crc = 0;
     (void)payload;
     (void)len;
-    if (upload->file < 0) {
-        return none_open(dev);
-    }
     if (upload->error < 0) {
         return upload->error;
+    }
+    if (upload->file < 0) {
+        return none_open(dev);
     }
     if (upload->written < chunk_count(upload->size)) {
         return dev_fail(dev, DEV_E_STATE, "Chunks of the file are missing.");

@@ -44,7 +44,7 @@ static struct {
     sdmmc_card_t card;
     WORD mounts;
     bool mounted, filled, gone, check;
-    long attempts, reads, raw_sectors, fatfs_sectors, stuck;
+    long attempts, reads, writes, raw_sectors, fatfs_sectors, stuck;
     atomic_bool in_use, sticks;
     const uint8_t *into; /* where the read under way goes */
     size_t bytes;        /* of it; 0: none is under way */
@@ -200,7 +200,8 @@ void fake_card_report(void) {
     check_read();
     if (fake_text("KEEP"))
         keep(fake_text("KEEP"));
-    fake_note("sectors: %ld raw, %ld through FatFs", sd.raw_sectors, sd.fatfs_sectors);
+    fake_note("sectors: %ld raw, %ld through FatFs; %ld reads", sd.raw_sectors, sd.fatfs_sectors,
+              sd.reads);
 }
 
 static uint64_t command_timeout_us(void) {
@@ -260,6 +261,14 @@ esp_err_t sdmmc_read_sectors(sdmmc_card_t *card, void *dst, size_t start, size_t
     return error;
 }
 
+/* The maker's bytes, in hexadecimal digits. */
+static void name_card(const char *digits) {
+    unsigned byte;
+    digits = digits ? digits : "46414b45"; /* FAKE */
+    for (size_t i = 0; i < 5 && sscanf(digits, "%2x", &byte) == 1; i++, digits += 2)
+        sd.card.cid.name[i] = (char)byte;
+}
+
 esp_err_t esp_vfs_fat_sdmmc_mount(const char *base, const sdmmc_host_t *host,
                                   const void *slot_config, const esp_vfs_fat_mount_config_t *config,
                                   sdmmc_card_t **card) {
@@ -299,11 +308,11 @@ esp_err_t esp_vfs_fat_sdmmc_mount(const char *base, const sdmmc_host_t *host,
                     .n_fatent = CLUSTERS + 2,
                     .database = DATABASE};
     sd.card = (sdmmc_card_t){.host = *host,
-                             .cid.name = "FAKE",
                              .csd.sector_size = (int)SECTOR,
                              .csd.capacity = 31116288,
                              .real_freq_khz = host->max_freq_khz,
                              .log_bus_width = slot->width == 4 ? 2 : 0};
+    name_card(fake_text("CID"));
     sd.mounted = true;
     sd.check = config->disk_status_check_enable;
     *card = &sd.card;
@@ -432,8 +441,10 @@ FRESULT f_read(FIL *fp, void *buff, UINT length, UINT *got) {
     leave();
     if (error != ESP_OK)
         return (FRESULT)(fp->err = FR_DISK_ERR);
-    if (turn == fake_option("SHORT_AT", 0))
+    if (turn == fake_option("SHORT_AT", 0)) {
+        fake_note("read %ld came short", turn);
         length /= 2;
+    }
     while (*got < length && fp->fptr < fp->obj.objsize) {
         to[(*got)++] = *at_byte(node_of(fp), fp->fptr);
         fp->fptr++;
@@ -456,7 +467,9 @@ FRESULT f_write(FIL *fp, const void *buff, UINT length, UINT *put) {
         busy_us < (sd.card.host.command_timeout_ms ? command_timeout_us() : 5000000);
     fake_pass_us(waited_for ? busy_us : command_timeout_us());
     leave();
-    if (!waited_for)
+    const long fail = fake_option("WRITE_FAIL", 0), turn = ++sd.writes;
+    const bool fails = fail > 0 && turn >= fail && turn - fail < fake_option("WRITE_FAILS", 1);
+    if (!waited_for || fails || sd.card.real_freq_khz > fake_option("WRITE_KHZ", 40000))
         return (FRESULT)(fp->err = FR_DISK_ERR);
     for (; *put < length && extend(node_of(fp), fp->fptr + 1); fp->fptr++)
         *at_byte(node_of(fp), fp->fptr) = from[(*put)++];

@@ -27,6 +27,7 @@ void fake_misuse(const char *what) __attribute__((noreturn));
 /* Prints what was counted, and ends. */
 void fake_end(int code) __attribute__((noreturn));
 void fake_card_report(void);
+void fake_line_report(void);
 /* The next read takes FAKE_STUCK_US more. */
 void fake_card_sticks(void);
 

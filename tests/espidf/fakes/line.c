@@ -17,9 +17,9 @@
 
 static struct {
     uint8_t bytes[65536];
-    size_t from, to, size;
+    size_t from, to, size, most;
     int baud;
-    long taken, written, turns;
+    long taken, lost, written, turns;
     bool asked;          /* the program works on what it was asked, or boots */
     uint64_t stop_us;    /* when the stop is sent; 0: none is */
     uint64_t stopped_us; /* when it was, and is not obeyed yet; 0: obeyed */
@@ -28,9 +28,17 @@ static struct {
 /* A byte from outside; lost where the buffer is full or FAKE_LOSE_AT counts it. */
 static void arrive(uint8_t byte) {
     const long at = ++uart.taken, lose = fake_option("LOSE_AT", 0);
-    if ((lose > 0 && at >= lose && at < lose + FIFO) || uart.to - uart.from >= uart.size)
+    if ((lose > 0 && at >= lose && at < lose + FIFO) || uart.to - uart.from >= uart.size) {
+        uart.lost++;
         return;
+    }
     uart.bytes[uart.to++ % sizeof uart.bytes] = byte;
+    if (uart.to - uart.from > uart.most)
+        uart.most = uart.to - uart.from;
+}
+
+void fake_line_report(void) {
+    fake_note("line: at most %zu bytes waited, %ld were lost", uart.most, uart.lost);
 }
 
 /* The k-th of what is asked is followed by a stop after k times FAKE_STOP_STEP_US. */
@@ -160,8 +168,15 @@ int uart_write_bytes(uart_port_t port, const void *src, size_t size) {
 esp_err_t uart_get_buffered_data_len(uart_port_t port, size_t *size) {
     if (port != UART_NUM_0 || uart.size == 0)
         return ESP_FAIL;
+    /* All that a client sends before it waits for an answer, where a test wants that. */
+    const size_t before = uart.to;
     if (fake_option("LIVE", 0) && !arrive_live(0))
         fake_end(0);
+    while (uart.to > before && fake_option("AHEAD_MS", 0) > 0) {
+        const long taken = uart.taken;
+        if (!arrive_live((int)fake_option("AHEAD_MS", 0)) || uart.taken == taken)
+            break;
+    }
     stop_in_time();
     *size = uart.to - uart.from;
     return ESP_OK;
