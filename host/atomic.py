@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from host.errors import OutputError, explain_os_error
 
@@ -36,11 +37,23 @@ def write_file(path: Path, data: bytes) -> None:
     with writing(path):
         if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
             return
+    with new_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Yields a file with a temporary name beside the path that takes its place, synced, at the end.
+
+    Raises:
+        HostError: It cannot be written; what stood there before is untouched.
+    """
+    with writing(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         temporary = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             temporary.chmod(0o666 & ~_umask())
@@ -67,9 +80,10 @@ def new_folder(path: Path, may_replace: Callable[[Path], bool]) -> Iterator[Path
         HostError: The folder cannot be made or renamed.
     """
     path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow a link at the end
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path):
         _check_free(path, may_replace)
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield temporary

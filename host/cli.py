@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO
 
 import typer
 
@@ -83,14 +84,22 @@ def main() -> None:
         _end(str(exc), exc.exit_code)
     except KeyboardInterrupt:
         _end("", ExitCode.INTERRUPTED)
-    except BrokenPipeError:  # whoever read the output has enough
-        _drop_output()
-        sys.exit(int(ExitCode.OK))
-    except OSError as exc:
-        if exc.filename is not None or exc.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+    except SystemExit as exc:
+        if not isinstance(exc.__context__, BrokenPipeError):
             raise
-        _drop_output()
-        _end(str(explain_os_error(exc, "The output")), ExitCode.USAGE)
+        _drop(sys.stdout, sys.stderr)  # typer ends with 1 where the reader has enough
+        sys.exit(int(ExitCode.UNREAD))
+    except OSError as exc:
+        what = None
+        if exc.filename is None:
+            if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                what = "The output"
+                _drop(sys.stdout)
+            elif exc.errno == errno.ENOENT:
+                what = "The folder that this runs in"
+            else:
+                raise
+        _end(str(explain_os_error(exc, what)), ExitCode.USAGE)
 
 
 def _prepare_streams() -> None:
@@ -103,13 +112,16 @@ def _prepare_streams() -> None:
             stream.reconfigure(encoding="utf-8", errors="replace")
 
 
-def _drop_output() -> None:
-    """Keeps Python from complaining once more about the output while it exits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _drop(*streams: TextIO) -> None:
+    """Keeps Python from complaining once more about its streams while it exits."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        os.dup2(nowhere, stream.fileno())
 
 
 def _end(message: str, code: ExitCode) -> NoReturn:
-    sys.stderr.write(f"{message}\n")
+    with contextlib.suppress(OSError):  # the code says it all the same
+        sys.stderr.write(f"{message}\n")
     sys.exit(int(code))
 
 
@@ -252,7 +264,10 @@ def chat(
         int | None, typer.Option(show_default=False, help="Of the sampling; random.")
     ] = None,
     n: Annotated[
-        int, typer.Option("-n", "--tokens", min=0, help="Tokens of an answer; 0: no limit.")
+        int,
+        typer.Option(
+            "-n", "--tokens", min=0, max=4_294_967_295, help="Tokens of an answer; 0: no limit."
+        ),
     ] = 256,
     drop: Annotated[
         bool, typer.Option(help="Forget the oldest turns when the context is full.")
@@ -280,7 +295,9 @@ def verify(
     port: Port = "sim",
     baud: Baud = 115200,
     sim_dir: SimDir = None,
-    positions: Annotated[int, typer.Option(min=1, help="Positions to compare.")] = 128,
+    positions: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Positions to compare.")
+    ] = 128,
     text: Annotated[
         Path | None, typer.Option(show_default=False, help="A text file to feed.")
     ] = None,
@@ -406,7 +423,7 @@ def flash(
         Path | None,
         typer.Option(show_default=False, help="The kit's checkout, with platformio.ini."),
     ] = None,
-    positions: Annotated[int, typer.Option(min=1, help="Positions to verify.")] = 8,
+    positions: Annotated[int, typer.Option(min=1, max=1_000_000, help="Positions to verify.")] = 8,
     flash_baud: Annotated[
         int, typer.Option(min=9600, help="Bits a second while the flash is written.")
     ] = 460800,
@@ -441,8 +458,8 @@ def flash(
         remove_old=remove_old,
         say=ui.note if as_json else ui.say,
     )
-    if as_json and done is not None:
-        ui.show_json(asdict(done))
+    if as_json:
+        ui.show_json(None if done is None else asdict(done))
 
 
 @app.command()

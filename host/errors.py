@@ -20,6 +20,8 @@ class ExitCode(IntEnum):
     CHECK_FAILED = 1
     USAGE = 2
     INTERRUPTED = 130
+    UNREAD = 141
+    """Nobody reads the output any more: what a shell says of a program that SIGPIPE ended."""
 
 
 class HostError(Exception):
@@ -80,7 +82,7 @@ _OS_ADVICE: dict[int, tuple[str, str]] = {
     errno.EAGAIN: ("is in use by another program", "Close that program and try again"),
     errno.EISDIR: ("is a folder where a file is wanted", "Name a file"),
     errno.ENOTDIR: ("is a file where a folder is wanted", "Name a folder"),
-    errno.EEXIST: ("exists already", "Choose another name, or remove it first"),
+    errno.EEXIST: ("is there and is no folder", "Choose another name"),
     errno.ENOTEMPTY: ("is a folder that is not empty", "Choose another name, or remove it first"),
     errno.ENAMETOOLONG: ("is too long a name", "Choose a shorter one"),
     errno.ELOOP: ("is a link that leads nowhere", "Name the file itself"),

@@ -6,7 +6,8 @@ import os
 import re
 from pathlib import Path
 
-from host.errors import InputError, explain_os_error
+from host.atomic import write_file, writing
+from host.errors import InputError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -40,7 +41,7 @@ def resolve_model(model: str | None) -> Path:
                 "Name one: a Hugging Face folder, a llama2.c .bin or a hub id",
             )
         return next(iter(bundled.values()))
-    path = Path(model).expanduser()
+    path = _path_of(model)
     if path.exists():
         if is_package(path):
             raise InputError(
@@ -87,17 +88,17 @@ def is_package(path: Path) -> bool:
 
 
 def remember_package(path: Path) -> None:
-    """Makes a package the one that commands take when none is named."""
+    """Makes a package the one that commands take when none is named.
+
+    Raises:
+        HostError: It cannot be noted.
+    """
     from host.link.transports import state_dir
 
     folder = state_dir()
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / "package.new"
-        temporary.write_text(f"{path.resolve()}\n", encoding="utf-8")
-        temporary.replace(folder / "package")
-    except OSError as exc:
-        raise explain_os_error(exc, folder) from exc
+        write_file(folder / "package", os.fsencode(path.resolve()) + b"\n")
 
 
 def resolve_package(package: str | None) -> Path:
@@ -110,8 +111,9 @@ def resolve_package(package: str | None) -> Path:
         from host.link.transports import state_dir
 
         try:
-            last = Path((state_dir() / "package").read_text(encoding="utf-8").strip())
-        except (OSError, UnicodeDecodeError):
+            noted = (state_dir() / "package").read_bytes()
+            last = Path(os.fsdecode(noted.removesuffix(b"\n")))
+        except OSError:
             raise InputError("There is no package yet", "Make one with `host quantize`") from None
         if not is_package(last):
             raise InputError(
@@ -119,7 +121,7 @@ def resolve_package(package: str | None) -> Path:
                 "Make one with `host quantize`, or name one",
             )
         return last
-    path = Path(package).expanduser()
+    path = _path_of(package)
     if path.is_dir() and not is_package(path) and (path / "config.json").is_file():
         raise InputError(
             f"{package} is a model, not a package", f"Make one with `host quantize {package}`"
@@ -131,6 +133,11 @@ def resolve_package(package: str | None) -> Path:
     if not path.is_dir():
         raise InputError(f"There is no package {package}", "Make one with `host quantize`")
     return path
+
+
+def _path_of(name: str) -> Path:
+    """A name with a ~ is a user's folder, if there is such a user."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser() raises for no user
 
 
 def _is_like_a_path(model: str) -> bool:

@@ -10,12 +10,14 @@ from host.board import ui
 from host.board.card import write_card
 from host.board.chat import Sampling
 from host.board.contents import Contents
+from host.errors import InputError
 from host.link.client import Device
 from host.link.transports import card_of, open_port
 from host.models import resolve_package
 
 _PROMPT = "Once upon a time"
 _BATCH = 32
+_ROOM = 32  # for the prompt
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,9 @@ def bench(package: str | None, tokens: int) -> list[Measured]:
     Args:
         package: What the user wrote; the package made last where omitted.
         tokens: To generate, and to feed as a prompt.
+
+    Raises:
+        InputError: There is no such package, or its model's context is too short.
     """
     contents = Contents.of(resolve_package(package))
     with tempfile.TemporaryDirectory(prefix="host-bench-") as folder:
@@ -48,7 +53,12 @@ def bench(package: str | None, tokens: int) -> list[Measured]:
 def _measure(state: Path, threads: int, tokens: int) -> Measured:
     with Device(open_port("sim", sim_dir=state, sim=["--threads", str(threads)])) as device:
         info = device.info()
-        tokens = min(tokens, int(info["context"]) - 32)
+        tokens = min(tokens, int(info["context"]) - _ROOM)
+        if tokens < 1:
+            raise InputError(
+                f"The model's context of {info['context']} positions is too short to measure",
+                f"Use a model with more than {_ROOM}",
+            )
         device.session_reset()
         device.sampling(*Sampling(temperature=1, top_p=1, seed=1).q16())
         answered = device.generate(_PROMPT, tokens, lambda _: None)

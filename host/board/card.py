@@ -11,12 +11,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from host.atomic import new_file
 from host.board.contents import SLOT_BYTES, CardFile, Contents, next_slot
 from host.board.fat32 import MIN_BYTES, SECTOR, format_fat32
 from host.board.stored import full_card, removable, stored_on
@@ -106,7 +106,8 @@ def write_card(
     try:
         if not card.is_dir():
             if not card.parent.is_dir():
-                raise InputError(f"{card.parent} does not exist", "Mount the card, check its name")
+                wrong = "is no folder" if card.parent.exists() else "does not exist"
+                raise InputError(f"{card.parent} {wrong}", "Mount the card, check its name")
             card.mkdir()
         todo = []
         for file in contents.files:
@@ -126,7 +127,7 @@ def write_card(
         _sync_folder(folder)
         done.switched = _switch(card / _ROOT, contents.fingerprint)
     except OSError as exc:
-        raise explain_os_error(exc) from exc
+        raise explain_os_error(exc, exc.filename or card) from exc
     return done
 
 
@@ -274,28 +275,15 @@ def write_image(image: Path, contents: Contents, progress: Progress = lambda _: 
 
 
 def _save_image(image: Path, storage: bytearray) -> None:
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            dir=image.parent, prefix=f".{image.name}.", delete=False
-        ) as handle:
-            temporary = Path(handle.name)
-            zeros = bytes(_BLOCK)
-            for offset in range(0, len(storage), _BLOCK):
-                block = storage[offset : offset + _BLOCK]
-                if block == zeros[: len(block)]:
-                    handle.seek(len(block), os.SEEK_CUR)
-                else:
-                    handle.write(block)
-            handle.truncate(len(storage))
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(image)
-    except OSError as exc:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise explain_os_error(exc, image) from exc
+    zeros = bytes(_BLOCK)
+    with new_file(image) as file:
+        for offset in range(0, len(storage), _BLOCK):
+            block = storage[offset : offset + _BLOCK]
+            if block == zeros[: len(block)]:
+                file.seek(len(block), os.SEEK_CUR)
+            else:
+                file.write(block)
+        file.truncate(len(storage))
 
 
 def read_slot_fingerprint(card: Path) -> str | None:

@@ -96,6 +96,7 @@ def chat(
 
     Raises:
         BoardError: The board has no model, or refuses a prompt: one longer than its context.
+        InputError: A prompt was typed in another encoding than UTF-8.
         CheckFailed: The line lost bytes of answers for good; said when all are answered.
     """
     check_ready(device.info())
@@ -103,6 +104,7 @@ def chat(
     device.sampling(*sampling.q16())
     results = []
     for prompt in prompts:
+        _check_text(prompt)
         pieces: list[str] = []
 
         def emit(piece: str, pieces: list[str] = pieces) -> None:
@@ -129,6 +131,16 @@ def chat(
             "Use a shorter cable or a lower -b, and ask again",
         )
     return results
+
+
+def _check_text(prompt: str) -> None:
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as exc:
+        raise InputError(
+            f"The prompt is not UTF-8: character {exc.start + 1} is none",
+            "Use a UTF-8 terminal and locale, such as LANG=C.UTF-8",
+        ) from exc
 
 
 def _summary(done: Generated) -> str:

@@ -12,6 +12,7 @@ from host.errors import InputError, explain_os_error
 CHUNK_BYTES = 4096
 _SLOT = struct.Struct("<4sI32s20x")
 SLOT_BYTES = _SLOT.size + 4
+_LAST = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,11 @@ def parse_slot(data: bytes) -> tuple[int, str] | None:
 
 
 def next_slot(slots: tuple[bytes, bytes], fingerprint: str) -> tuple[int, bytes] | None:
-    """Which slot to write and with what, so that a package becomes current; None if it is."""
+    """Which slot to write and with what, so that a package becomes current; None if it is.
+
+    Raises:
+        InputError: No sequence is greater than the current one's.
+    """
     parsed = [parse_slot(slot) for slot in slots]
     valid = [(slot[0], index) for index, slot in enumerate(parsed) if slot is not None]
     if not valid:
@@ -123,4 +128,9 @@ def next_slot(slots: tuple[bytes, bytes], fingerprint: str) -> tuple[int, bytes]
     assert current is not None
     if current[1] == fingerprint:
         return None
+    if sequence == _LAST:
+        raise InputError(
+            "The card's slots cannot be switched any more: their sequence is at its end",
+            "Remove the tllm folder from the card",
+        )
     return 1 - index, slot_bytes(sequence + 1, fingerprint)

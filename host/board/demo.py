@@ -34,6 +34,7 @@ def demo(model: str | None = None, seed: int = 0) -> None:
     from host.package import Package
     from host.quantize import quantize_checkpoint
 
+    sampling = Sampling(seed=seed)
     path = resolve_model(model)
     with tempfile.TemporaryDirectory(prefix="host-demo-") as folder:
         state = Path(folder)
@@ -53,7 +54,6 @@ def demo(model: str | None = None, seed: int = 0) -> None:
             ui.note("3/4 verify it against the Python reference, bit for bit")
             checked = verify(device, Package.open(package, verify=False), positions=_POSITIONS)
             ui.note(f"    {checked.sentence()}")
-            sampling = Sampling(seed=seed)
             if sys.stdin.isatty() and sys.stdout.isatty():
                 ui.note("4/4 chat")
                 chat(device, prompts_of_terminal(), sampling, drop=True)

@@ -89,8 +89,8 @@ def simulate(card: Path, options: Sequence[str] = ()) -> int:
                 )
         return process.wait()
     except KeyboardInterrupt:
-        process.terminate()
-        process.wait()
         return 0
     finally:
+        process.terminate()
+        process.wait()
         process.stdout.close()

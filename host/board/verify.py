@@ -16,6 +16,7 @@ import numpy as np
 
 from host.board.chat import Sampling, check_ready
 from host.errors import BoardError, CheckFailed, InputError, LinkError
+from host.files import read_file
 from host.link.client import Device, stages_of
 from host.link.frames import MAX_PAYLOAD
 
@@ -31,6 +32,8 @@ TEXT = (
 _BATCH = 8
 _AHEAD = 4 * _BATCH
 _GENERATED = 16
+_PARTS, _PART_BYTES = 8, 960  # of text: as much as a frame carries both ways
+_MAX_TEXT_BYTES = 1 << 30
 
 
 @dataclass
@@ -74,9 +77,11 @@ def verify(
     Raises:
         CheckFailed: Something differs; the message names the first stage, layer and position.
         BoardError: The board runs another package, or none.
+        UsageError: The seed is beyond 64 bits.
     """
     from host.reference.model import ReferenceModel
 
+    sampling = Sampling(seed=seed)
     info = device.info()
     check_ready(info)
     expected = package.model.fingerprint.hex()
@@ -101,7 +106,7 @@ def verify(
     run.sequence("random tokens, one by one", of_chance, 1)
     _compare_text(device, tokenizer, TEXT if text is None else text, run.done)
     _compare_sampling(run, of_text[: min(_GENERATED, run.context - 1)], seed)
-    _compare_generation(run, tokenizer, seed)
+    _compare_generation(run, tokenizer, sampling)
     return run.done
 
 
@@ -230,7 +235,7 @@ def _tokenizer(package: Package) -> Tokenizer:
 def _text_tokens(package: Package, tokenizer: Tokenizer, text: str, n: int) -> list[int]:
     facts = package.model
     tokens = [facts.bos] if facts.add_bos and facts.bos >= 0 else []
-    of_text = tokenizer.encode(text)
+    of_text = tokenizer.encode_start(text, n)
     if not of_text:
         raise InputError("The text is empty", "Give one with words in it")
     while len(tokens) < n:
@@ -239,9 +244,8 @@ def _text_tokens(package: Package, tokenizer: Tokenizer, text: str, n: int) -> l
 
 
 def _compare_text(device: Device, tokenizer: Tokenizer, text: str, done: Verified) -> None:
-    # As much as a frame carries both ways: no text has more tokens than bytes and its prefix.
-    parts = _cut(text, 960)
-    for part in parts[:8]:
+    # No text has more tokens than bytes and its prefix, and more bytes than characters.
+    for part in _cut(text[: _PARTS * _PART_BYTES], _PART_BYTES)[:_PARTS]:
         ours, theirs = tokenizer.encode(part), device.encode(part)
         if ours != theirs:
             at = _first_difference(ours, theirs)
@@ -289,6 +293,8 @@ _SAMPLINGS = (
 def _compare_sampling(run: _Run, tokens: list[int], seed: int) -> None:
     from host.reference.sampler import Sampler, SamplingParameters
 
+    if not tokens:  # of a context of one position
+        return
     run.device.session_reset()
     run.model.rewind(0)
     logits = run.model.feed(tokens)
@@ -297,7 +303,7 @@ def _compare_sampling(run: _Run, tokens: list[int], seed: int) -> None:
     if last:
         run.device.feed(tokens[:-1])
     for number, sampling in enumerate(_SAMPLINGS):
-        values = (*sampling.q16()[:4], seed + number)
+        values = (*sampling.q16()[:4], (seed + number) % (1 << 64))
         run.device.rewind(last)
         run.device.feed(tokens[-1:], logits=True)
         run.device.sampling(*values)
@@ -306,23 +312,23 @@ def _compare_sampling(run: _Run, tokens: list[int], seed: int) -> None:
         if theirs != ours:
             raise CheckFailed(
                 f"The board samples token {theirs}, the reference {ours}",
-                f"Both with {sampling} and seed {seed + number}",
+                f"Both with {sampling} and seed {values[4]}",
             )
         run.done.sampled += 1
 
 
-def _compare_generation(run: _Run, tokenizer: Tokenizer, seed: int) -> None:
+def _compare_generation(run: _Run, tokenizer: Tokenizer, sampling: Sampling) -> None:
     from host.reference.sampler import Sampler, SamplingParameters
     from host.reference.session import Policy, Session
 
-    values = (*Sampling().q16()[:4], seed)
+    values = sampling.q16()
     prompt = "Once upon a time"
+    if len(tokenizer.encode(prompt)) + 1 >= run.context:  # with BOS, no room for an answer
+        return
     session = Session(run.model, tokenizer, Policy.STOP)
     session.prompt(prompt)
     # No further than the board's context, which may be shorter than the model's.
     count = min(_GENERATED, run.context - len(session.tokens))
-    if count < 1:
-        return
     answer = session.generate(count, Sampler(SamplingParameters(*values)))
     ours = tokenizer.decode(answer.tokens, at_start=False)
     run.device.session_reset()
@@ -334,7 +340,7 @@ def _compare_generation(run: _Run, tokenizer: Tokenizer, seed: int) -> None:
         raise LinkError("The line loses too much", "Use a shorter cable or a lower -b")
     if theirs != ours:
         raise CheckFailed(
-            f"With seed {seed} the board writes another text than the reference",
+            f"With seed {sampling.seed} the board writes another text than the reference",
             f"It writes {theirs!r} where {ours!r} is expected",
         )
     run.done.sampled += done.tokens
@@ -345,14 +351,10 @@ def read_text(path: Path) -> str:
     """Reads a text file.
 
     Raises:
-        InputError: It cannot be read, is empty or is not UTF-8.
+        InputError: It cannot be read, is no regular file, too long, empty or not UTF-8.
     """
-    from host.errors import explain_os_error
-
     try:
-        text = path.read_bytes().decode("utf-8")
-    except OSError as exc:
-        raise explain_os_error(exc, path) from exc
+        text = read_file(path, _MAX_TEXT_BYTES, "Name a shorter one").decode("utf-8")
     except UnicodeDecodeError as exc:
         raise InputError(
             f"{path} is not UTF-8: byte {exc.start} is wrong", "Convert it to UTF-8"

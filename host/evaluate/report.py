@@ -133,7 +133,8 @@ def evaluate(
     tokenizer = Tokenizer(spec)
     bos = facts.bos if facts.add_bos and facts.bos >= 0 else None
     window = min(WINDOW, facts.context)
-    windows = cut_windows(tokenizer.encode(text), bos, positions, window)
+    tokens = tokenizer.encode_start(text, positions + 1)
+    windows = cut_windows(tokens, bos, positions, window)
     if not windows:
         raise InputError("The text is too short to predict anything", "Give a longer one")
 

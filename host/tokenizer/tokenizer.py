@@ -10,6 +10,7 @@ from host.tokenizer.spec import NO_ID, SPACE, PieceType, TokenizerSpec, byte_val
 
 UNKNOWN_TEXT = " \u2047 "
 _REPLACEMENT = "\ufffd"
+_CHARACTERS_A_TOKEN = 8  # a guess
 
 
 class Tokenizer:
@@ -55,6 +56,19 @@ class Tokenizer:
                 ids.append(index if index != NO_ID else self.spec.unk)
             unknown_before = index == NO_ID
         return ids
+
+    def encode_start(self, text: str, count: int) -> list[int]:
+        """Returns the first ids of a text, at most `count`, looking at little more of it.
+
+        Raises:
+            InputError: It is not valid UTF-8.
+        """
+        size = _CHARACTERS_A_TOKEN * count
+        while True:
+            ids = self.encode(text[:size])
+            if len(ids) > 2 * count or size >= len(text):
+                return ids[:count]
+            size *= 2
 
     def decode(self, ids: Iterable[int], at_start: bool = True) -> str:
         """Returns the text of some ids.

@@ -49,6 +49,13 @@ def test_a_switch_writes_the_slot_that_is_not_current() -> None:
     assert next_slot((slot_bytes(5, A), slot_bytes(4, B)), A) is None
 
 
+def test_a_sequence_at_its_end_is_a_sentence() -> None:
+    last = slot_bytes(0xFFFFFFFF, A)
+    assert next_slot((last, b""), A) is None
+    with pytest.raises(InputError, match="at its end"):
+        next_slot((last, slot_bytes(3, B)), B)
+
+
 def test_a_card_gets_every_file_and_the_slot(tmp_path: Path, contents: Contents) -> None:
     progress: list[int] = []
     done = write_card(tmp_path / "card", contents, progress.append)
@@ -105,7 +112,7 @@ def test_a_disk_that_fills_up_leaves_the_old_model_current(
         raise OSError(errno.ENOSPC, "full")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(HostError, match="disk is full"):
+    with pytest.raises(HostError, match="card does not fit: the disk is full"):
         write_card(tmp_path / "card", contents)
     assert read_slot_fingerprint(tmp_path / "card") == A
     assert not list((tmp_path / "card").rglob("*.part"))
@@ -173,6 +180,21 @@ def test_an_image_is_fat32_and_holds_the_same(tmp_path: Path, contents: Contents
     assert slot == (1, contents.fingerprint)
     base.unmount()
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_an_image_that_is_broken_off_leaves_the_old_one(
+    tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "card.img").write_bytes(b"old")
+
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_target(tmp_path / "card.img", contents)
+    assert (tmp_path / "card.img").read_bytes() == b"old"
+    assert {p.name for p in tmp_path.iterdir()} == {"card.img", "package"}
 
 
 def test_an_empty_volume_passes_fsck(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import types
 from typing import Any
 
@@ -107,12 +108,17 @@ def test_each_bad_fact_is_a_problem(
     assert wanted in problems[0]
 
 
-def test_a_slow_or_lying_card_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_or_lying_card_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     class Slow(Board):
         rate = 500_000.0
 
     class Lying(Board):
         wrong = 1
+
+    class Quick(Board):
+        rate = float("inf")
 
     class Gone(Board):
         space_ = Refused(Status.NO_CARD)
@@ -122,6 +128,10 @@ def test_a_slow_or_lying_card_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> N
     assert report.wrong_chunks == 1
     assert "wrong bytes" in problems[0]
     assert "no card" in run(monkeypatch, Gone)[1][0]
+    report, problems = run(monkeypatch, Quick)  # sooner than the board's clock tells
+    assert problems == []
+    show(report, as_json=True)
+    assert json.loads(capsys.readouterr().out)["read_rates"]["512"] == (1 << 20) * 1_000_000
 
 
 def test_ports_that_cannot_be_opened_are_said_why(

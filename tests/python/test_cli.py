@@ -10,6 +10,7 @@ import pty
 import re
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import serial
 from cli_tools import Host, make_host, snapshot
 
 from host.board.contents import Contents, parse_slot
+from host.models import resolve_model
 from tests.conftest import Build, Quantized
 
 pytestmark = pytest.mark.shared
@@ -110,6 +112,10 @@ def test_quantize_flash_chat_verify_without_naming_the_package(
     assert re.search(r"\[20 tokens, [\d.]+ tokens/s, \d+ % reading, length\]", chatted.err)
     verified = host("verify", "-p", "sim", "--positions", 12, "--json")
     assert json.loads(verified.out)["positions"] == 12
+    dry = host("flash", "-p", "sim", "--dry-run", "--json")
+    assert dry.code == 0
+    assert json.loads(dry.out) is None
+    assert "Nothing was done" in dry.err
     again = host("upload", "-p", "sim")
     assert "has all" in again.out
 
@@ -365,6 +371,60 @@ def test_streams_that_are_closed_or_full_are_no_reason_for_a_traceback(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("args", "stream", "code"),
+    [
+        (["doctor"], "stdout", 141),
+        (["chat", "-p", "sim", "Once", "-n", "9"], "stdout", 141),
+        (["chat", "-p", "sim", "Once", "-n", "9"], "stderr", 141),
+        (["simulate", "--tcp", "0"], "stdout", 141),
+        (["--help"], "stdout", 141),
+        (["quantize", "none"], "stderr", 2),
+    ],
+)
+def test_a_reader_that_has_enough_ends_any_command_quietly(
+    loaded: Host, state: Path, sim: Path, args: list[str], stream: str, code: int
+) -> None:
+    assert loaded("doctor", "-p", "sim").code == 0
+    reader, writer = os.pipe()
+    os.close(reader)
+    with subprocess.Popen(
+        [sys.executable, "-m", "host", *args],
+        stdin=subprocess.DEVNULL, text=True,
+        stdout=writer if stream == "stdout" else subprocess.PIPE,
+        stderr=writer if stream == "stderr" else subprocess.PIPE,
+        env={**os.environ, "TLLM_SIM": str(sim), "HOST_STATE_DIR": str(state)},
+    ) as process:  # fmt: skip
+        os.close(writer)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert not err
+
+
+def test_a_full_stderr_leaves_the_exit_code() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-m", "host", "quantize", "none"], stderr=full)
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_request_to_end_takes_the_simulated_board_along(
+    sim: Path, package: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    environment = {**os.environ, "TLLM_SIM": str(sim), "HOST_STATE_DIR": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-m", "host", "simulate", str(package), "--tcp", "0"],
+        stdout=subprocess.PIPE, text=True, env=environment,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        match = re.search(r"socket://(\S+):(\d+)", process.stdout.readline())
+        assert match
+        process.send_signal(number)
+        assert process.wait() == 128 + number
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((match[1], int(match[2])))
+
+
 def test_ctrl_c_while_modules_are_imported_is_quiet(tmp_path: Path) -> None:
     (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
     path = os.pathsep.join([str(tmp_path), *sys.path])
@@ -398,15 +458,25 @@ def test_bad_arguments_are_one_sentence_each(host: Host, package: Path, tmp_path
     (tmp_path / "text.txt").write_bytes(b"caf\xe9")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
+    os.mkfifo(tmp_path / "pipe")
     cases: list[tuple[list[object], str]] = [
         (["quantize", tmp_path / "none.bin"], "no model"),
         (["quantize", package], "is a package"),
+        (["quantize", "~nosuchuser/x"], "no model ~nosuchuser/x"),
+        (["quantize", "x" * 300], "too long a name"),
+        (["quantize", "-o", tmp_path / "text.txt" / "p"], "text.txt is there and is no folder"),
+        (["headers", "~nosuchuser"], "no package ~nosuchuser"),
+        (["headers", package, "-o", tmp_path / "text.txt"], "is there and is no folder"),
         (["verify", tmp_path / "model"], "is a model, not a package"),
         (["verify", tmp_path / "text.txt"], "no package"),
         (["upload", tmp_path / "none"], "no package"),
         (["upload"], "no package yet"),
         (["verify", package, "--text", tmp_path / "text.txt"], "not UTF-8"),
         (["verify", package, "--text", tmp_path / "none.txt"], "does not exist"),
+        (["verify", package, "--text", tmp_path / "pipe"], "is a pipe"),
+        (["verify", package, "--text", "/dev/zero"], "is a device"),
+        (["verify", package, "--seed", 1 << 64], "seed must be a number"),
+        (["demo", "--seed", 1 << 64], "seed must be a number"),
         (["chat", "hi"], "model"),
         (["chat", "hi", "-p", "/dev/ttyNONE7"], "does not exist"),
         (["chat", "hi", "-p", tmp_path / "text.txt"], "not a serial port"),
@@ -414,7 +484,10 @@ def test_bad_arguments_are_one_sentence_each(host: Host, package: Path, tmp_path
         (["chat", "hi", "-p", "socket://nothing"], "not an address"),
         (["chat", "hi", "-p", "sim", "--temp", "-1"], "temperature"),
         (["chat", "hi", "-p", "sim", "--top-p", "2"], "top-p"),
-        (["card", tmp_path / "no" / "card", package], "does not exist"),
+        (["card", tmp_path / "no" / "card", package], "no does not exist"),
+        (["card", tmp_path / "text.txt" / "card", package], "text.txt is no folder"),
+        (["card", tmp_path / "text.txt", package], "is there and is no folder"),
+        (["card", "x" * 300, package], "too long a name"),
         (["flash", package], "No serial port"),
         (["evaluate", tmp_path / "model", "--text", tmp_path / "text.txt"], "safetensors"),
     ]
@@ -428,6 +501,32 @@ def test_bad_arguments_are_one_sentence_each(host: Host, package: Path, tmp_path
     assert after == before
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["chat", "hi", "-n", 1 << 32],
+        ["verify", "--positions", 10**14],
+        ["flash", "--positions", 10**14],
+    ],
+)
+def test_numbers_beyond_what_a_board_takes_are_usage_errors(host: Host, args: list[object]) -> None:
+    said = host(*args)
+    assert said.code == 2
+    assert "less than or equal" in said.err or "range" in said.err
+    assert said.out == ""
+
+
+def test_a_folder_that_is_not_there_any_more_is_a_sentence(
+    host: Host, stories260k_bin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    said = host("quantize", stories260k_bin)
+    assert said.code == 2
+    assert "folder that this runs in does not exist" in sentence(said.err)
+
+
 def test_an_empty_card_says_what_to_do(host: Host) -> None:
     said = host("chat", "hi", "-p", "sim")
     assert said.code == 2
@@ -438,6 +537,13 @@ def test_input_that_is_not_utf8_is_refused_where_it_is(loaded: Host) -> None:
     said = loaded("chat", "-p", "sim", "-n", 1, stdin=b"a\xffb\n")
     assert said.code == 2
     assert "Line 1 of the input is not UTF-8" in sentence(said.err)
+
+
+def test_a_prompt_that_is_not_utf8_is_refused(loaded: Host) -> None:
+    said = loaded("chat", "-p", "sim", "-n", 1, os.fsdecode(b"a\xff"))
+    assert said.code == 2
+    assert "character 2" in sentence(said.err)
+    assert said.out == ""
 
 
 def test_a_prompt_longer_than_the_context_is_refused(loaded: Host) -> None:
@@ -497,6 +603,25 @@ def test_a_full_disk_is_said_before_anything_is_written(
     assert said.code == 2
     assert "1,000 bytes free" in sentence(said.err)
     assert snapshot(tmp_path / "card") == {}
+
+
+@pytest.mark.parametrize("context", [1, 4, 20])
+def test_a_short_context_is_verified_and_too_short_to_measure(
+    host: Host, tmp_path: Path, context: int
+) -> None:
+    model = shutil.copytree(resolve_model(None), tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    config["max_position_embeddings"] = context
+    (model / "config.json").write_text(json.dumps(config))
+    assert host("quantize", model, "-o", tmp_path / "p").code == 0
+    said = host("flash", "-p", "sim", "--positions", 4, "--json")
+    assert said.code == 0, said.err
+    verified = json.loads(said.out)["verified"]
+    assert verified["positions"] == 4
+    assert verified["sampled"] == {1: 0, 4: 6, 20: 6 + 15}[context]
+    said = host("bench")
+    assert said.code == 2
+    assert f"context of {context} positions" in sentence(said.err)
 
 
 def test_a_package_of_another_model_is_not_replaced_unasked(

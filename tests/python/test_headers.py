@@ -123,6 +123,6 @@ def test_damaged_package_gives_no_header(tmp_path: Path) -> None:
 def test_header_that_cannot_be_written(tmp_path: Path) -> None:
     package = make_package(tmp_path)
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(HostError, match=r"exists already|wanted"):
+    with pytest.raises(HostError, match="is no folder"):
         generate_headers(package, tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"

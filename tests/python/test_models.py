@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,12 @@ def test_the_package_made_last_is_the_default(tmp_path: Path) -> None:
         resolve_package(None)
 
 
+@pytest.mark.parametrize("name", ["p ", "a\nb\n", os.fsdecode(b"\xff"), "ü"])
+def test_any_name_of_a_package_is_remembered(tmp_path: Path, name: str) -> None:
+    remember_package(make_package(tmp_path / name))
+    assert resolve_package(None) == tmp_path / name
+
+
 def test_models_and_packages_are_not_taken_for_each_other(tmp_path: Path) -> None:
     make_package(tmp_path / "package")
     (tmp_path / "model").mkdir()
@@ -120,3 +128,15 @@ def test_a_state_folder_that_cannot_be_written_is_a_sentence(state: Path, tmp_pa
     state.touch()
     with pytest.raises(HostError, match="state"):
         remember_package(tmp_path)
+
+
+def test_a_package_that_cannot_be_remembered_leaves_nothing_behind(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(HostError, match="disk is full"):
+        remember_package(tmp_path)
+    assert list(state.iterdir()) == []

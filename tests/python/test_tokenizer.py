@@ -113,6 +113,25 @@ def test_every_line_of_the_texts(subjects: Subjects, shared_dir: Path) -> None:
 
 
 @pytest.mark.shared
+@pytest.mark.parametrize("count", [1, 7, 500])
+def test_the_start_of_a_text_is_encoded_without_the_rest(
+    subjects: Subjects, valid_text: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [valid_text, valid_text[:100], "漢" * 5000 + valid_text]
+    starts = [subjects.twin.encode(text)[:count] for text in texts]
+    read: list[int] = []
+    encode = Tokenizer.encode
+
+    def measured(self: Tokenizer, text: str) -> list[int]:
+        read.append(len(text))
+        return encode(self, text)
+
+    monkeypatch.setattr(Tokenizer, "encode", measured)
+    assert [subjects.twin.encode_start(text, count) for text in texts] == starts
+    assert max(read) <= 32 * count + 20_000 < len(valid_text)
+
+
+@pytest.mark.shared
 def test_a_whole_file_at_once(subjects: Subjects, valid_text: str) -> None:
     assert len(valid_text) > 90_000
     subjects.check_text(valid_text)
