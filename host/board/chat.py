@@ -10,10 +10,11 @@ from typing import Any
 
 from host.board import ui
 from host.errors import BoardError, CheckFailed, InputError, UsageError
-from host.link.client import Device, End, Generated
+from host.link.client import Device, End, Generated, Refused
 from host.link.transports import state_dir
 
 _Q16 = 65536
+_CONTEXT_FULL = -8  # the engine's TLLM_E_CONTEXT
 _REASONS = {
     End.STOP: "stop",
     End.LENGTH: "length",
@@ -66,11 +67,13 @@ def random_seed() -> int:
 
 def check_ready(info: dict[str, Any]) -> None:
     """Raises `BoardError` unless the board has a model loaded."""
-    if info.get("state") != "ready":
-        raise BoardError(
-            str(info.get("error") or "The board has no model"),
-            "Put one on its card with `host flash` or `host upload`",
-        )
+    if info.get("state") == "ready":
+        return
+    if said := info.get("error"):
+        raise BoardError(str(said))  # with what to do about it
+    raise BoardError(
+        "The board has no model", "Put one on its card with `host flash` or `host upload`"
+    )
 
 
 def chat(
@@ -115,7 +118,15 @@ def chat(
 
         if echo and not as_json:
             sys.stdout.write(prompt)
-        done = device.generate(prompt, n, emit)
+        try:
+            done = device.generate(prompt, n, emit)
+        except Refused as exc:
+            if exc.status != _CONTEXT_FULL:
+                raise
+            raise BoardError(
+                "The conversation fills the model's context",
+                "Run `host chat` again for a new one, with --drop to forget its oldest turns",
+            ) from exc
         results.append(done)
         if as_json:
             ui.show_json(_as_json(prompt, "".join(pieces), done, sampling))

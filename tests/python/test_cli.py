@@ -140,6 +140,10 @@ def test_a_pipe_gives_a_prompt_a_line_in_one_conversation(loaded: Host) -> None:
 def test_chat_ends_where_the_context_does_or_drops_as_asked(loaded: Host) -> None:
     said = json.loads(loaded("chat", "Once", "-n", 0, "--temp", 0, "--json").out)
     assert said["end"] in ("context full", "stop")
+    full = loaded("chat", "-n", 0, "--temp", 0, stdin=b"Once\nOnce\nOnce\n" * 20)
+    assert full.code == 2
+    assert "host chat` again" in full.err.splitlines()[-1]
+    assert "/reset" not in full.err  # which is the board's own terminal's
     dropped = loaded("chat", "--drop", "-n", 300, "--json", stdin=b"Once\nOnce\nOnce\n")
     assert dropped.code == 0
     assert len(dropped.out.splitlines()) == 3
@@ -530,7 +534,7 @@ def test_a_folder_that_is_not_there_any_more_is_a_sentence(
 def test_an_empty_card_says_what_to_do(host: Host) -> None:
     said = host("chat", "hi", "-p", "sim")
     assert said.code == 2
-    assert "host flash" in sentence(said.err)
+    assert sentence(said.err).endswith("`host upload` or `host card` puts one there.")
 
 
 def test_input_that_is_not_utf8_is_refused_where_it_is(loaded: Host) -> None:
