@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from host.errors import InputError
 from host.evaluate.float_twin import FloatModel
 from host.reference.model import ReferenceModel
 
@@ -18,6 +19,7 @@ Ids: TypeAlias = npt.NDArray[np.int64]
 
 ROWS_AT_ONCE = 256
 """Positions whose logits are held at a time."""
+_MOST_NATS = 709  # whose exponential is a float64
 
 
 class Predictor(Protocol):
@@ -135,6 +137,7 @@ class Comparison:
     _base: _Sums = field(default_factory=_Sums)
     _sums: dict[str, _Sums] = field(default_factory=dict)
 
+    @np.errstate(over="ignore", invalid="ignore")  # `scores` refuses what comes of it
     def add(self, window: Window) -> None:
         """Evaluates one more window."""
         start = 0
@@ -162,18 +165,27 @@ class Comparison:
 
         Args:
             text_bytes: UTF-8 bytes of the targets evaluated.
+
+        Raises:
+            InputError: They are beyond what a float holds.
         """
         return self._scores(_Sums(0.0, self.positions, self._base.log_loss), text_bytes)
 
     def scores(self, name: str, text_bytes: int) -> Scores:
-        """Returns the scores of one of the others."""
+        """Returns the scores of one of the others, as `base_scores`."""
         return self._scores(self._sums[name], text_bytes)
 
     def _scores(self, sums: _Sums, text_bytes: int) -> Scores:
+        loss = sums.log_loss / self.positions
+        if not (loss < _MOST_NATS and math.isfinite(sums.kl)):
+            raise InputError(
+                "The model predicts this text worse than a float can say",
+                "Check that its weights are those of a trained model",
+            )
         return Scores(
             mean_kl=sums.kl / self.positions,
             top1=sums.agreed / self.positions,
-            perplexity=math.exp(sums.log_loss / self.positions),
+            perplexity=math.exp(loss),
             bits_per_byte=sums.log_loss / math.log(2) / text_bytes,
         )
 

@@ -67,6 +67,18 @@ def test_figures_are_those_of_double_precision() -> None:
     assert (same.mean_kl, same.top1, same.perplexity) == (0, 1, itself.perplexity)
 
 
+@pytest.mark.parametrize("worst", [np.nan, np.inf, 3e38, 1e4])
+def test_a_model_beyond_floats_is_a_sentence(worst: float) -> None:
+    logits = np.zeros((1, 3), dtype=np.float32)
+    wild = logits.copy()
+    wild[0, 1] = worst
+    comparison = Comparison(Fixed(logits), {"wild": Fixed(wild)})
+    comparison.add(Window(np.array([0]), np.array([0])))
+    assert comparison.base_scores(text_bytes=1).perplexity == pytest.approx(3)
+    with pytest.raises(InputError, match="worse than a float can say"):
+        comparison.scores("wild", text_bytes=1)
+
+
 @pytest.mark.parametrize("length", [1, 4, 9, 10, 11, 50])
 @pytest.mark.parametrize("positions", [1, 9, 10, 40])
 def test_each_token_is_predicted_once(length: int, positions: int) -> None:
