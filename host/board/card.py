@@ -197,8 +197,7 @@ def _write_file(folder: Path, file: CardFile, progress: Progress) -> None:
 
 def _switch(root: Path, fingerprint: str) -> bool:
     paths = [root / name for name in _SLOTS]
-    first, second = (path.read_bytes()[:SLOT_BYTES] if path.is_file() else b"" for path in paths)
-    choice = next_slot((first, second), fingerprint)
+    choice = next_slot((_read_slot(paths[0]), _read_slot(paths[1])), fingerprint)
     if choice is None:
         return False
     index, data = choice
@@ -212,6 +211,14 @@ def _switch(root: Path, fingerprint: str) -> bool:
         os.close(handle)
     _sync_folder(root)
     return True
+
+
+def _read_slot(path: Path) -> bytes:
+    """What a slot holds, a byte too many where it is longer; nothing where it is not there."""
+    if not path.is_file():
+        return b""
+    with path.open("rb") as handle:
+        return handle.read(SLOT_BYTES + 1)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -293,6 +300,6 @@ def read_slot_fingerprint(card: Path) -> str | None:
     found = []
     for name in _SLOTS:
         with contextlib.suppress(OSError):
-            if slot := parse_slot((card / _ROOT / name).read_bytes()):
+            if slot := parse_slot(_read_slot(card / _ROOT / name)):
                 found.append(slot)
     return max(found)[1] if found else None

@@ -42,12 +42,13 @@ def make_package(
         OutputError: The folder is taken, or the disk is full.
     """
     from host.checkpoint import load_checkpoint
+    from host.checkpoint.model import model_name
     from host.quantize import quantize_checkpoint
 
     path = resolve_model(model)
     folder = output or default_output(path)
     if not force:
-        _refuse_another(folder, name_of(path))
+        _refuse_another(folder, model_name(name_of(path)))
     checkpoint = load_checkpoint(path, tokenizer)
     with ui.progress("quantize", 100, counts="%") as advance:
         before = 0

@@ -49,6 +49,17 @@ def test_a_switch_writes_the_slot_that_is_not_current() -> None:
     assert next_slot((slot_bytes(5, A), slot_bytes(4, B)), A) is None
 
 
+def test_a_slot_that_is_too_long_is_none_as_on_the_board(
+    tmp_path: Path, contents: Contents
+) -> None:
+    write_card(tmp_path / "card", contents)
+    with (tmp_path / "card" / "tllm" / "slot0").open("ab") as slot:
+        slot.write(b"\0")
+    assert read_slot_fingerprint(tmp_path / "card") is None
+    assert write_card(tmp_path / "card", contents).switched
+    assert read_slot_fingerprint(tmp_path / "card") == contents.fingerprint
+
+
 def test_a_sequence_at_its_end_is_a_sentence() -> None:
     last = slot_bytes(0xFFFFFFFF, A)
     assert next_slot((last, b""), A) is None

@@ -628,6 +628,18 @@ def test_a_short_context_is_verified_and_too_short_to_measure(
     assert f"context of {context} positions" in sentence(said.err)
 
 
+@pytest.mark.parametrize("name", ["my mödel", ".m", "a" * 40])
+def test_a_model_of_any_name_is_quantized_again(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    shutil.copytree(resolve_model(None), tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        said = host("quantize", name)
+        assert said.code == 0, said.err
+    assert (tmp_path / f"{name}-int8" / "manifest.json").is_file()
+
+
 def test_a_package_of_another_model_is_not_replaced_unasked(
     host: Host, stories260k_bin: Path, quantized: Quantized, tmp_path: Path
 ) -> None:
