@@ -34,8 +34,8 @@ def is_current(board: RamBoard) -> bool:
     return board.get("/tllm/slot0") is not None or board.get("/tllm/slot1") is not None
 
 
-def run(library: Any, contents: Contents, seed: int) -> tuple[float, str]:
-    """One upload; its rate of faults, and the failure's sentence or ""."""
+def run(library: Any, contents: Contents, seed: int) -> tuple[float, str, float]:
+    """One upload; its rate of faults, the failure's sentence or "", the line's seconds."""
     drawn = random.Random(seed)
     rate = RATES[seed % len(RATES)]
     board = RamBoard(library)
@@ -60,7 +60,7 @@ def run(library: Any, contents: Contents, seed: int) -> tuple[float, str]:
         assert not is_current(board)
     else:
         assert_complete(board, contents)
-    return rate, sentence
+    return rate, sentence, board.now()
 
 
 @pytest.mark.parametrize("part", range(10))
@@ -69,12 +69,15 @@ def test_every_upload_ends_complete_or_clearly(
 ) -> None:
     contents = Contents.of(package)
     ended: Counter[tuple[float, bool]] = Counter()
+    longest = 0.0
     for seed in range(part, RUNS, 10):
-        rate, sentence = run(library, contents, seed)
+        rate, sentence, seconds = run(library, contents, seed)
+        longest = max(longest, seconds)
         ended[rate, sentence == ""] += 1
         if sentence and rate <= 0.02:
             pytest.fail(f"seed {seed}, {rate:.2%} of the bytes: {sentence}")
     complete = sum(n for (_, done), n in ended.items() if done)
     record_property("uploads complete", complete)
     record_property("uploads failed clearly", ended.total() - complete)
+    record_property("the longest, s", round(longest))
     assert complete >= ended.total() * 9 // 10

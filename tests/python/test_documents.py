@@ -104,6 +104,16 @@ def test_format_has_the_limits_of_the_program() -> None:
     assert f"A piece has 1 to {MAX_PIECE_BYTES:,} bytes" in text
 
 
+def test_hardware_quotes_what_the_board_says() -> None:
+    sources = [*(REPOSITORY / "firmware" / "src").glob("*.c")]
+    sources += (REPOSITORY / "firmware" / "lib" / "device").glob("*.c")
+    text = re.sub(r'"\s*"', "", "".join(path.read_text(encoding="utf-8") for path in sources))
+    quoted = re.findall(r"`((?:No|PSRAM|The|There) [^`]+)`", read("docs/HARDWARE.md"))
+    parts = [part.strip() for code in quoted for part in re.split(r"\.\.\.|\b(?:N|4096)\b", code)]
+    assert len(quoted) > 10
+    assert [part for part in parts if part not in text] == []
+
+
 def test_reliability_counts_the_fuzzers_inputs() -> None:
     runs = re.findall(r'^    "\w+": Target\(([\d_]+), ', read("tests/fuzz/test_fuzz.py"), re.M)
     assert f"{sum(map(int, runs)):,} in all" in read("docs/RELIABILITY.md")
