@@ -202,6 +202,7 @@ def prompts_of_terminal() -> Iterator[str]:
     """What the user types, with line editing and history; ends at Ctrl-C, Ctrl-D or /exit."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+    from prompt_toolkit.output import create_output
 
     history: History
     try:
@@ -210,7 +211,9 @@ def prompts_of_terminal() -> Iterator[str]:
         history = FileHistory(str(folder / "history"))
     except OSError:
         history = InMemoryHistory()
-    session: PromptSession[str] = PromptSession(history=history)
+    # The answers may go elsewhere, and nothing is to come between them there.
+    output = None if sys.stdout.isatty() else create_output(sys.stderr)
+    session: PromptSession[str] = PromptSession(history=history, output=output)
     ui.note("Type a prompt. Ctrl-C stops an answer, a second one leaves.")
     while True:
         try:

@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import select
 import shutil
 import signal
 import socket
@@ -316,6 +317,41 @@ def test_a_terminal_has_line_editing_and_history(loaded: Host, state: Path, sim:
         assert process.wait() == 0
     os.close(master)
     assert (state / "history").read_text().count("+Once upon a time\n") == 1
+
+
+def test_prompts_on_a_terminal_stay_out_of_a_file_of_answers(
+    loaded: Host, state: Path, sim: Path, tmp_path: Path
+) -> None:
+    assert loaded("doctor", "-p", "sim").code == 0
+    environment = {
+        **os.environ,
+        "TLLM_SIM": str(sim),
+        "HOST_STATE_DIR": str(state),
+        "TERM": "vt100",
+    }
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "host", "chat", "-p", "sim", "-n", "9", "--json"]
+    with (
+        (tmp_path / "answers").open("wb") as answers,
+        subprocess.Popen(
+            command, stdin=slave, stdout=answers, stderr=slave, env=environment,
+            start_new_session=True,
+        ) as process,
+    ):  # fmt: skip
+        os.close(slave)
+        for keys in (b"Once\r", b"Then\r", b"\x04"):
+            seen = b""
+            while PROMPT not in seen:
+                assert select.select([master], [], [], 60)[0], "no prompt on the terminal"
+                data = os.read(master, 4096)
+                if b"\x1b[6n" in data:
+                    os.write(master, b"\x1b[1;1R")
+                seen += data
+            os.write(master, keys)
+        assert process.wait() == 0
+    os.close(master)
+    lines = (tmp_path / "answers").read_text().splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == ["Once", "Then"]
 
 
 def in_a_terminal(columns: int, *args: object, **environment: str) -> bytes:
