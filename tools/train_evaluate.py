@@ -143,11 +143,11 @@ def main(
 ) -> None:
     """Measure MODELS on TEXT and print them side by side."""
     try:
-        content = text.read_text(encoding="utf-8")
+        content = _read(text)
         if not content:
             raise TrainingError(f"{text} is empty: name a text to measure on.")
         measured = [measure(model, content, context) for model in models]
-    except (TrainingError, OSError, UnicodeDecodeError) as error:
+    except (TrainingError, OSError) as error:
         print(f"train_evaluate: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
     if as_json:
@@ -158,6 +158,13 @@ def main(
     for seed in range(samples):
         for model in models:
             print(f"\n[{model.name}, seed {seed}]\n{sample_story(model, seed, temperature)}")
+
+
+def _read(text: Path) -> str:
+    try:
+        return text.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TrainingError(f"{text} cannot be read ({error}): name a UTF-8 text.") from error
 
 
 def _print_table(measured: list[Measurement]) -> None:

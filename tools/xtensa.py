@@ -240,6 +240,10 @@ def _board(words: Sequence[str], store: Path) -> int:
     os.execvp(line[0], line)  # noqa: S606
 
 
+def _name_of(package: Path) -> str:
+    return str(json.loads((package / "model_config.json").read_text(encoding="utf-8"))["name"])
+
+
 def _main() -> int:
     store = Path(os.environ.get("TLLM_XTENSA_BUILD") or ROOT / "build" / "xtensa")
     if "--stdio" in sys.argv:
@@ -253,11 +257,17 @@ def _main() -> int:
         "--update", action="store_true", help=f"write {BASELINE.name} and {DOCUMENT.name}"
     )
     options = parser.parse_args()
+    if options.tokens < 1:
+        parser.error("there is nothing to average over 0 tokens: give --tokens 1 or more")
+    try:
+        names = [_name_of(package) for package in options.package]
+    except (OSError, ValueError, KeyError) as error:
+        parser.error(f"that is no package: {error}; name folders that `host quantize` made")
     program = build(store)
-    models = {}
-    for package in options.package:
-        name = json.loads((package / "model_config.json").read_text())["name"]
-        models[name] = measure(program, package.resolve(), options.tokens)
+    models = {
+        name: measure(program, package.resolve(), options.tokens)
+        for name, package in zip(names, options.package, strict=True)
+    }
     parts = sizes(program)
     print(f"{program_table(parts)}\n\n{models_tables(models)}")
     if options.update:

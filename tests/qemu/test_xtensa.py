@@ -130,3 +130,24 @@ def test_parts_are_the_whole_program(program: Path) -> None:
 def test_the_document_has_the_figures_kept() -> None:
     text = xtensa.DOCUMENT.read_text(encoding="utf-8")
     assert text == xtensa.document(text, xtensa.kept()), "run tools/xtensa.py PACKAGE... --update"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere"], "name folders that `host quantize` made"),
+        (["README.md"], "name folders that `host quantize` made"),
+        (["--tokens", "0", "weights"], "give --tokens 1 or more"),
+    ],
+)
+def test_what_cannot_be_counted_is_a_sentence(words: list[str], said: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "tools/xtensa.py", *words],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2
+    assert said in run.stderr
+    assert "Traceback" not in run.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,9 @@ def test_command_prints_json_and_refuses_what_it_cannot_measure(
     for arguments, said in (
         ([text, str(model), "--context", "33"], "lower --context"),
         ([text, str(model / "nothing")], "does not exist"),
-        ([str(text_folder / "none"), str(model)], "No such file"),
+        ([str(text_folder / "none"), str(model)], "name a UTF-8 text"),
+        ([str(text_folder), str(model)], "name a UTF-8 text"),
+        ([str(model / "model.safetensors"), str(model)], "name a UTF-8 text"),
     ):
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 2
@@ -109,3 +112,12 @@ def test_bundled_model_keeps_what_its_card_promises(shared_dir: Path) -> None:
     assert ours.int8_mean_kl <= 0.004
     assert ours.int8_top1 >= 0.96
     assert sum(path.stat().st_size for path in BUNDLED.iterdir()) <= 8_000_000
+    card = BUNDLED.with_name("README.md").read_text(encoding="utf-8")
+    for name, entry in (("storyteller-1m", ours), ("stories260K", theirs)):
+        row = re.search(rf"^\| {name} \| {entry.parameters:,} \|(.+)$", card, re.M)
+        assert row is not None
+        bits, int8_bits, divergence, top1 = map(float, re.findall(r"\d+\.\d+", row[1]))
+        assert bits == pytest.approx(entry.bits_per_byte, abs=2e-4)
+        assert int8_bits == pytest.approx(entry.int8_bits_per_byte, abs=2e-4)
+        assert divergence == pytest.approx(entry.int8_mean_kl, abs=2e-5)
+        assert top1 == pytest.approx(100 * entry.int8_top1, abs=0.05)
