@@ -7,8 +7,10 @@
 
 #define WORKER_STACK 4096
 #define CARD_STACK   6144 /* mounting and FatFs go deep */
-#define WORKER_CORE  1
-#define CARD_CORE    0
+/* None on core 0, which listens to the line: the card's driver polls a hung card, up to 400 ms at a
+ * time. */
+#define WORKER_CORE 1
+#define CARD_CORE   1
 /* The card's task mostly waits for the card's DMA; when it does not, it goes first. */
 #define WORKER_PRIORITY 5
 #define CARD_PRIORITY   6

@@ -65,6 +65,8 @@ _RATE_KEPT_S = 25.0  # a board leaves a rate at which it hears nothing after 20 
 _TRIALS = 6  # HELLOs at a new rate
 _TRIALS_LOST = 1
 _BAUD_TRIES = 6
+_OF_A_MODEL = ("vocab", "context")  # the numbers in INFO that something is computed from
+_OF_A_BOARD = ("psram_bytes", "fast_bytes", "bulk_bytes", "fast_free", "bulk_free")
 _MOST_ENTRIES = 1 << 16  # LIST counts them in 16 bits
 
 
@@ -291,8 +293,21 @@ class Device:
     # --- the board --------------------------------------------------------------------------------
 
     def info(self) -> dict[str, Any]:
-        """The facts of docs/PROTOCOL.md: state, model, fingerprint, memory, card."""
-        return _json(self.request(Request.INFO))
+        """The facts of docs/PROTOCOL.md: state, model, fingerprint, memory, card.
+
+        Raises:
+            LinkError: What should be a number is none.
+        """
+        facts = _json(self.request(Request.INFO))
+        needed = _OF_A_MODEL if facts.get("state") == "ready" else ()
+        for name in (*_OF_A_MODEL, *_OF_A_BOARD):
+            number = facts.get(name, None if name in needed else 0)
+            if type(number) is not int or number < 0 or (name in needed and not number):
+                raise LinkError(
+                    f"The board says {str(number)[:40]!r} for its {name}",
+                    "Flash it with `host flash`",
+                )
+        return facts
 
     def stats(self) -> dict[str, Any]:
         """Counters of the board."""

@@ -101,7 +101,7 @@ _WORDS = {
     Status.NO_MEMORY: "The model does not fit this board's memory",
     Status.OTHER_MODEL: "The card holds another model than this firmware was built for",
 }
-_NEXT = {
+_NEXT: dict[int, str] = {
     Status.VERSION: "Flash the firmware of this version with `host flash`",
     Status.NO_MODEL: "Put one on its card with `host upload` or `host flash`",
     Status.NO_CARD: "Check that a card formatted as FAT32 is in the slot",
@@ -121,7 +121,8 @@ class Refused(BoardError):
         self.status = status
         words = _WORDS.get(Status(status)) if status in set(Status) else None
         words = words or f"The board reports error {status}"
-        advice = _NEXT.get(Status(status), "") if status in set(Status) else ""
+        has_advice = ": " in text  # the board's sentences say "what is wrong: what to do"
+        advice = _NEXT.get(status, "") if not has_advice else ""
         super().__init__(text or words, advice)
 
 

@@ -264,6 +264,8 @@ class _SerialTransport:
             self._serial.baudrate = baud
         except (OSError, ValueError) as exc:
             raise LinkError(f"{self._port} cannot do {baud} baud", "Choose another -b") from exc
+        except Exception as exc:  # termios.error, which is no OSError, and is POSIX's alone
+            raise self._gone() from exc
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

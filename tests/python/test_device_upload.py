@@ -147,6 +147,21 @@ def test_a_second_package_takes_over_and_the_first_stays(
     assert (tmp_path / "tllm" / "slot1").read_bytes() == slot(fingerprint(other), 8)
 
 
+def test_no_slot_comes_after_the_last(
+    boot: Boot, package: Path, other: Path, tmp_path: Path
+) -> None:
+    install(package, tmp_path, sequence=0xFFFFFFFF)
+    install(other, tmp_path, which=1, sequence=1)
+    board = boot(tmp_path)
+    answer = board.ask(Kind.COMMIT, fingerprint(other))
+    assert (answer.status, answer.text[:35]) == (
+        Status.STATE,
+        "The card's slots are at their end: ",
+    )
+    assert info(board)["fingerprint"] == fingerprint(package).hex()
+    assert (tmp_path / "tllm" / "slot1").read_bytes() == slot(fingerprint(other), 1)
+
+
 def test_what_is_incomplete_does_not_become_current(
     boot: Boot, package: Path, other: Path, tmp_path: Path
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import struct
 from collections.abc import Callable
 
@@ -367,6 +369,36 @@ def test_a_size_that_is_no_number_is_no_file() -> None:
     setattr(board, f"_on_{Request.LIST:02x}", lambda *_: lines.pop(0))
     device, _ = connect(board)
     assert device.files() == [("b", 7)]
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"state": "ready", "vocab": 512},
+        {"state": "ready", "vocab": 512, "context": 0},
+        {"state": "ready", "vocab": "many", "context": 512},
+        {"state": "no-model", "fast_bytes": -1},
+        {"state": "no-card", "psram_bytes": True},
+    ],
+)
+def test_numbers_of_info_that_are_none(facts: dict[str, object]) -> None:
+    board = FakeBoard()
+    device, _ = connect(board)
+    setattr(board, f"_on_{Request.INFO:02x}", lambda *_: json.dumps(facts).encode())
+    with pytest.raises(LinkError, match=r"^The board says .* for its .*host flash"):
+        device.info()
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("", "The board has no card, or cannot read it. Check that"),
+        ("The card is gone.", "The card is gone. Check that a card"),
+        ("The card is gone: put it in.", "The card is gone: put it in.$"),
+    ],
+)
+def test_what_a_board_advises_stands_alone(said: str, shown: str) -> None:
+    assert re.match(shown, str(Refused(Status.NO_CARD, said)))
 
 
 def test_baud_goes_up_and_comes_back() -> None:

@@ -93,6 +93,8 @@ def test_a_pseudo_terminal_carries_bytes_and_notices_the_end() -> None:
     os.close(master)
     with pytest.raises(LinkError, match="is gone"):
         port.read(1.0)
+    with pytest.raises(LinkError, match="is gone"):
+        port.set_baud(115200)
     port.close()
     port.close()
 

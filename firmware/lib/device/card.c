@@ -239,6 +239,10 @@ int dev_slots_switch(struct dev *dev, const uint8_t *fingerprint) {
     const uint32_t current =
         slots.valid[1] && (!slots.valid[0] || slots.sequence[1] > slots.sequence[0]);
     const uint32_t other = slots.valid[current] ? 1 - current : 0;
+    if (slots.valid[current] && slots.sequence[current] == UINT32_MAX) {
+        return dev_fail(dev, DEV_E_STATE,
+                        "The card's slots are at their end: remove its tllm folder in a computer.");
+    }
     uint8_t *slot = dev->io;
     memset(slot, 0, SLOT_BYTES);
     memcpy(slot, "TSLT", 4);

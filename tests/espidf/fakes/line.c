@@ -138,6 +138,15 @@ esp_err_t uart_param_config(uart_port_t port, const uart_config_t *config) {
     return uart_set_baudrate(port, (uint32_t)config->baud_rate);
 }
 
+esp_err_t uart_set_rx_full_threshold(uart_port_t port, int threshold) {
+    if (port != UART_NUM_0 || threshold < 1 || threshold > FIFO - 2)
+        return ESP_ERR_INVALID_ARG;
+    if (uart.size == 0)
+        return ESP_ERR_INVALID_STATE;
+    fake_note("taken from %d of %d bytes on", threshold, FIFO);
+    return ESP_OK;
+}
+
 esp_err_t uart_set_baudrate(uart_port_t port, uint32_t baud) {
     if (port != UART_NUM_0 || baud == 0 || baud > 5000000)
         return ESP_FAIL;

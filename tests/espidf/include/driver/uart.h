@@ -59,6 +59,8 @@ typedef struct {
 esp_err_t uart_driver_install(uart_port_t uart_num, int rx_buffer_size, int tx_buffer_size,
                               int queue_size, QueueHandle_t *uart_queue, int intr_alloc_flags);
 esp_err_t uart_param_config(uart_port_t uart_num, const uart_config_t *uart_config);
+/* How many bytes in the hardware's FIFO make the driver take them, 1 to 126; 120 by default. */
+esp_err_t uart_set_rx_full_threshold(uart_port_t uart_num, int threshold);
 esp_err_t uart_set_baudrate(uart_port_t uart_num, uint32_t baudrate);
 esp_err_t uart_wait_tx_done(uart_port_t uart_num, TickType_t ticks_to_wait);
 int uart_write_bytes(uart_port_t uart_num, const void *src,
