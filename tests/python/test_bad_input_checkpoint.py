@@ -22,7 +22,7 @@ from checkpoint_files import (
     shard,
     tokenizer_bin,
 )
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
@@ -33,11 +33,7 @@ from host.errors import ExitCode, InputError
 from host.strict_json import parse_object
 
 Damage = Callable[[Path], object]
-QUICK = settings(
-    max_examples=150,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+QUICK = settings(max_examples=150)
 
 
 def refuse(path: str | Path, match: str, tokenizer: Path | None = None) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoint_files import SMALL, TIED, Shape, save_huggingface, save_llama2c
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from host.checkpoint import load_checkpoint
@@ -123,7 +123,7 @@ def test_manifest_is_the_specification(made: Path) -> None:
     assert manifest["fingerprint"] == fingerprint
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 9000), max_size=6))
 @example([4096, 4096])
 @example([])
@@ -240,7 +240,7 @@ def test_truncated_descriptor(made: Path, length: int) -> None:
         parse_descriptor((made / "descriptor.bin").read_bytes()[:length])
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+@settings(max_examples=200)
 @given(st.data())
 def test_any_descriptor_is_read_or_refused(made: Path, data: st.DataObject) -> None:
     changed = bytearray((made / "descriptor.bin").read_bytes()[:-4])
@@ -424,7 +424,7 @@ def test_manifest_is_refused(package: Path, keys: list[Any], value: object, matc
         Package.open(package)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_any_manifest_is_read_or_refused(made: Path, data: st.DataObject) -> None:
     whole = (made / "manifest.json").read_bytes()[:900]
@@ -504,7 +504,7 @@ def test_descriptor_round_trip(tmp_path: Path, shape: Shape) -> None:
 # --- The constants --------------------------------------------------------------------------------
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.floats(min_value=2.0**-120, max_value=2.0**120))
 @example(1.0)
 @example(float(np.nextafter(np.float32(2), np.float32(0))))
@@ -515,7 +515,7 @@ def test_a_scale_is_the_nearest_float32(value: float) -> None:
     assert scale.value == float(np.float32(value))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.floats(min_value=1e-30, max_value=1))
 @example(1e-5)
 @example(2.0**-20)

@@ -30,7 +30,7 @@ def array(*values: float) -> FloatArray:
     return np.array(values, dtype=np.float32)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(TENSORS)
 @example(array(0.0))
 @example(array(1e-45))
@@ -50,7 +50,7 @@ def test_int8_is_the_specification(weights: FloatArray) -> None:
     ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(TENSORS)
 @example(array(0.0))
 @example(array(1e-45, -1e-45))

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from checkpoint_files import SMALL, TIED, config_of, save_huggingface, save_llama2c, shard
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizer_tools import model_proto, small_spec
 
@@ -247,11 +247,7 @@ def damage(draw: st.DrawFn) -> Callable[[bytes], bytes]:
     return apply
 
 
-FEW = settings(
-    max_examples=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+FEW = settings(max_examples=60)
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -402,7 +398,7 @@ def test_depth_is_the_same_from_any_depth_of_the_caller() -> None:
 # --- Slots and configurations ---------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, 63), st.integers(1, 255))
 def test_a_changed_slot_is_none(at: int, bits: int) -> None:
     slot = bytearray(slot_bytes(7, "ab" * 32))
@@ -411,7 +407,7 @@ def test_a_changed_slot_is_none(at: int, bits: int) -> None:
     assert parse_slot(bytes(slot)) is None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=80))
 def test_any_bytes_are_no_slot(data: bytes) -> None:
     assert parse_slot(data) is None

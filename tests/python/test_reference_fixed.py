@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from host.reference import fixed, tables
@@ -29,7 +29,6 @@ def exact_scale(v: int, s: int) -> int:
     return max(-MAX32, min(MAX32, exact_rsr(v, -s) if s <= 0 else v * 2**s))
 
 
-@settings(deadline=None)
 @given(st.lists(INT64, min_size=1, max_size=8), st.integers(0, 70))
 def test_rsr_rounds_to_the_nearest_with_ties_upwards(v: list[int], n: int) -> None:
     expected = [exact_rsr(x, n) for x in v]
@@ -49,7 +48,6 @@ def test_rsr_of_ties_and_extremes() -> None:
         fixed.rsr(ints(1, 1), ints(1, -1))
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(INT64, st.integers(-1100, 1100)), min_size=1, max_size=8))
 def test_scale_saturates_and_never_wraps(cases: list[tuple[int, int]]) -> None:
     v, s = ints(*(v for v, _ in cases)), ints(*(s for _, s in cases))
@@ -69,7 +67,6 @@ def test_scale_at_the_edge_of_saturation() -> None:
     assert fixed.scale(ints(-(2**63), 2**63 - 1), 0).tolist() == [-MAX32, MAX32]
 
 
-@settings(deadline=None)
 @given(INT64.filter(lambda v: v != -(2**63)))
 def test_bit_length(v: int) -> None:
     assert fixed.bit_length(ints(v)).tolist() == [v.bit_length()]
@@ -82,7 +79,6 @@ def test_what_has_no_absolute_value_is_refused() -> None:
         fixed.norm32(ints(2**40, -(2**63)), 0)
 
 
-@settings(deadline=None)
 @given(st.lists(MANTISSA, min_size=1, max_size=6), st.integers(-500, 500))
 def test_normalised_vectors(v: list[int], e: int) -> None:
     for normalise, bits in ((fixed.norm32, 29), (fixed.to16, 15)):
@@ -150,7 +146,6 @@ def test_a_value_between_two_integers_is_not_guessed() -> None:
         tables.nearest(Decimal("2.5"))
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=20))
 def test_exp2n_is_near_the_real_exponential(d: list[int]) -> None:
     found = fixed.exp2n(ints(*d)).tolist()
@@ -169,7 +164,6 @@ def test_exp2n_never_rises_and_ends_at_zero() -> None:
     assert fixed.exp2n(ints((31 << 16) - 1, 31 << 16, 2**32 - 1)).tolist() == [1, 0, 0]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_sine_and_cosine_are_near_the_real_ones(phase: int) -> None:
     angle = phase / 2**32 * 2 * math.pi
@@ -184,7 +178,6 @@ def test_quarter_turns_are_exact() -> None:
     assert fixed.cos(quarters).tolist() == [2**30, 0, -(2**30), 0]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**31 - 1))
 def test_half_a_turn_later_the_sign_is_another(phase: int) -> None:
     for wave in (fixed.sin, fixed.cos):

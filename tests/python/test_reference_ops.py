@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from host.reference import ops
@@ -68,7 +68,6 @@ def test_matvec_at_the_ends_of_its_range(n: int) -> None:
     assert y.e.tolist() == [3 - 30 + shift, -7 - 30 + shift]
 
 
-@settings(deadline=None)
 @given(SEEDS, st.integers(1, 700), st.integers(1, 4))
 def test_matvec_is_the_product(seed: int, n: int, batch: int) -> None:
     rng = np.random.default_rng(seed)
@@ -97,7 +96,6 @@ def root_mean_square(r: Block, eps: float) -> Doubles:
     return np.sqrt(mean + eps)
 
 
-@settings(deadline=None)
 @given(SEEDS, st.integers(1, 400), st.sampled_from([NO_EPS, (2**31 + 12345, -48), (2**30, 40)]))
 def test_rms_norm_is_near_the_real_one(seed: int, n: int, eps: tuple[int, int]) -> None:
     r = block32(random(seed, 3, n))
@@ -153,7 +151,6 @@ def test_rms_norm_of_nothing_is_nothing() -> None:
 # --- add ------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(SEEDS)
 def test_add_is_near_the_real_sum(seed: int) -> None:
     a, b = block32(random(seed, 3, 9)), block32(random(seed + 1, 3, 9))
@@ -175,7 +172,6 @@ def test_add_of_zeros_and_of_what_cancels() -> None:
 # --- rope -----------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(SEEDS, st.integers(0, 65500), st.integers(1, 4), st.sampled_from([1, 3, 8]))
 def test_rope_turns_each_pair(seed: int, first: int, heads: int, half: int) -> None:
     freq = np.random.default_rng(seed).integers(0, 2**32, half, dtype=np.uint32)
@@ -201,7 +197,6 @@ def cached(values: Doubles, groups: int) -> tuple[Cached, Doubles]:
     return Cached(block.m.reshape(shape), block.e), real(block).reshape(shape)
 
 
-@settings(deadline=None)
 @given(SEEDS, st.integers(1, 12), st.integers(1, 3), st.integers(1, 3), st.sampled_from([2, 6, 32]))
 def test_attention_is_near_the_real_one(
     seed: int, batch: int, groups: int, share: int, d: int
@@ -266,7 +261,6 @@ def test_attention_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None
 # --- swiglu ---------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(SEEDS)
 def test_swiglu_is_near_the_real_one(seed: int) -> None:
     rng = np.random.default_rng(seed)

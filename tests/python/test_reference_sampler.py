@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from host.reference.sampler import ONE, Sampler, SamplingParameters, SplitMix64
@@ -139,7 +139,6 @@ def test_the_largest_vocabulary_overflows_nothing(top_p: int) -> None:
         assert max(tokens) > wanted // 2
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(-(2**30) + 1, 2**30 - 1), min_size=1, max_size=40),
     st.integers(-1100, 200),
@@ -174,7 +173,6 @@ def test_penalty_is_for_each_of_the_last_64_tokens_once() -> None:
     assert m.tolist() == [1000, 900, -100, -150]
 
 
-@settings(deadline=None)
 @given(st.integers(-(2**30) + 1, 2**30 - 1), st.integers(ONE, 2 * ONE))
 def test_penalty_divides_or_multiplies(value: int, penalty: int) -> None:
     from host.reference.sampler import _penalise

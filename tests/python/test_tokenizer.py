@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 from tokenizer_tools import (
@@ -161,14 +161,14 @@ TEXTS = st.lists(
 
 
 @pytest.mark.shared
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+@settings(max_examples=300)
 @given(text=TEXTS)
 def test_any_text(subjects: Subjects, text: str) -> None:
     subjects.check_text(text)
 
 
 @pytest.mark.shared
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+@settings(max_examples=300)
 @given(data=st.data())
 def test_any_tokens(subjects: Subjects, data: st.DataObject) -> None:
     """Runs of byte pieces among them, which are UTF-8 whole, in part or not at all."""
