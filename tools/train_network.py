@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional
+
+from host.atomic import write_file
 
 LLAMA2C_HEADER = struct.Struct("<7i")
 
@@ -339,16 +341,12 @@ def save_huggingface(network: Llama, folder: Path, dtype: torch.dtype = torch.fl
         name: weight.detach().to("cpu", dtype).contiguous()
         for name, weight in network.state_dict().items()
     }
-    temporary = folder / "model.safetensors.part"
-    save_file(state, temporary, metadata={"format": "pt"})
-    temporary.replace(folder / "model.safetensors")
+    write_file(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes indented JSON, through a temporary file."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    """Writes indented JSON."""
+    write_file(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def load_huggingface(folder: Path) -> Llama:
