@@ -300,16 +300,13 @@ static int list_now(void) {
         return status_of(result);
     do
         result = f_readdir(&dir, &info);
-    while (result == FR_OK && info.fname[0] && left--);
+    while (result == FR_OK && info.fname[0] && (strlen(info.fname) >= card_job.len || left--));
     (void)f_closedir(&dir);
     if (result != FR_OK)
         return status_of(result);
     if (!info.fname[0])
         return 0;
-    const size_t len = strlen(info.fname);
-    if (len >= sizeof card_job.entry)
-        return DEV_E_FS;
-    memcpy(card_job.entry, info.fname, len + 1);
+    memcpy(card_job.entry, info.fname, strlen(info.fname) + 1);
     card_job.size = info.fattrib & AM_DIR ? DEV_DIRECTORY : (uint32_t)info.fsize;
     return 1;
 }
@@ -321,13 +318,11 @@ int card_list(void *ctx, const char *path, uint32_t index, char *name, uint32_t 
     if (status < 0)
         return status;
     card_job.index = index;
+    card_job.len = name_len < sizeof card_job.entry ? name_len : (uint32_t)sizeof card_job.entry;
     status = card_job_read(list_now);
     if (status != 1)
         return status;
-    const size_t len = strlen(card_job.entry);
-    if (len >= name_len)
-        return DEV_E_FS;
-    memcpy(name, card_job.entry, len + 1);
+    memcpy(name, card_job.entry, strlen(card_job.entry) + 1);
     *size = card_job.size;
     return 1;
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import zlib
 from collections.abc import Callable
@@ -54,6 +55,23 @@ def test_a_card_whose_name_is_no_text_is_told(
     script(CID="ff1b22c37e")
     with connected(tmp_path, in_slot) as device:
         assert device.info()["card"] == 'SDHC 15.9 GB ??"?~'
+
+
+def test_a_foreign_name_that_is_too_long_hides_no_others(
+    script: Callable[..., Path], in_slot: Path, tmp_path: Path
+) -> None:
+    card = tmp_path / "with foreign files"
+    shutil.copytree(in_slot, card)
+    root = card / "tllm"
+    (root / ("0" * 40)).write_bytes(b"foreign")
+    files = {
+        (path.relative_to(root).as_posix(), path) for path in root.rglob("*") if path.is_file()
+    }
+    (root / ("0" * 48)).write_bytes(b"foreign")
+    (root / ("1" * 55)).mkdir()
+    script()
+    with connected(tmp_path, card) as device:
+        assert set(device.files()) == {(name, path.stat().st_size) for name, path in files}
 
 
 @pytest.fixture

@@ -344,6 +344,19 @@ def _list(board: Board) -> list[str]:
         lines += part
 
 
+def test_a_foreign_name_that_is_too_long_hides_no_others(
+    boot: Boot, package: Path, tmp_path: Path
+) -> None:
+    install(package, tmp_path)
+    board = boot(tmp_path)
+    before = _list(board)
+    (tmp_path / "tllm" / ("0" * 48)).mkdir()
+    (tmp_path / "tllm" / fingerprint(package).hex()[:8] / ("0" * 48)).touch()
+    assert _list(board) == before
+    (tmp_path / "tllm" / ("0" * 47)).touch()
+    assert sorted(_list(board)) == sorted([*before, f"0 {'0' * 47}"])
+
+
 def test_space_and_tests_of_the_card(boot: Boot, package: Path, tmp_path: Path) -> None:
     install(package, tmp_path)
     board = boot(tmp_path)

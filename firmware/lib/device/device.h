@@ -96,7 +96,8 @@ struct dev_port {
     int (*file_remove)(void *ctx, const char *path); /* a file or an empty directory */
     int (*file_size)(void *ctx, const char *path, uint32_t *size); /* DEV_E_FS if absent */
     int (*make_dir)(void *ctx, const char *path);                  /* 0 if it is there */
-    /* The index-th entry of a directory, "." and ".." left out: 1, or 0 past the last. */
+    /* The index-th entry of a directory: 1, or 0 past the last. ".", ".." and a name that needs
+     * more than name_len bytes are left out. */
     int (*list)(void *ctx, const char *path, uint32_t index, char *name, uint32_t name_len,
                 uint32_t *size);
     int (*space)(void *ctx, uint64_t *free_bytes, uint64_t *total_bytes);

@@ -373,9 +373,10 @@ static int list(void *ctx, const char *path, uint32_t index, char *name, uint32_
     for (int i = 0; i < n; ++i) {
         struct stat facts;
         char inside[2 * HOST_PATH];
-        if (entries[i]->d_name[0] != '.' && index-- == 0) {
-            snprintf(inside, sizeof inside, "%s/%s", host, entries[i]->d_name);
-            snprintf(name, name_len, "%s", entries[i]->d_name);
+        const char *found = entries[i]->d_name;
+        if (found[0] != '.' && strlen(found) < name_len && index-- == 0) {
+            snprintf(inside, sizeof inside, "%s/%s", host, found);
+            snprintf(name, name_len, "%s", found);
             const bool there = stat(inside, &facts) == 0;
             *size = !there ? 0 : S_ISDIR(facts.st_mode) ? DEV_DIRECTORY : (uint32_t)facts.st_size;
             status = 1;
