@@ -455,12 +455,16 @@ def test_a_request_to_end_takes_the_simulated_board_along(
     with subprocess.Popen(
         [sys.executable, "-m", "host", "simulate", str(package), "--tcp", "0"],
         stdout=subprocess.PIPE, text=True, env=environment,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # nohup has it ignored
     ) as process:  # fmt: skip
         assert process.stdout is not None
         match = re.search(r"socket://(\S+):(\d+)", process.stdout.readline())
         assert match
         process.send_signal(number)
-        assert process.wait() == 128 + number
+        try:
+            assert process.wait(timeout=60) == 128 + number
+        finally:
+            process.kill()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((match[1], int(match[2])))
 
