@@ -158,8 +158,9 @@ class FakeBoard:
         return struct.pack("<HHI", 2, 4128, WINDOW * CHUNK) + b"fake 1.0"
 
     def _on_02(self, _: Frame, __: bytes) -> bytes:
-        state = "ready" if self.current else "no-model"
-        info = {"state": state, "fingerprint": self.current, "context": 64, "baud": self.baud}
+        info: dict[str, object] = {"state": "no-model", "baud": self.baud}
+        if self.current:
+            info |= {"state": "ready", "fingerprint": self.current, "vocab": 256, "context": 64}
         return json.dumps(info).encode()
 
     def _on_04(self, _: Frame, __: bytes) -> bytes:
