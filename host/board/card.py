@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from host.atomic import new_file
 from host.board.contents import SLOT_BYTES, CardFile, Contents, next_slot
@@ -166,12 +167,20 @@ def _is_equal(path: Path, file: CardFile) -> bool:
 def _crc_of(path: Path) -> int:
     crc = 0
     with path.open("rb") as handle:
-        if hasattr(os, "posix_fadvise"):
-            # From the card, not from what this computer remembers of writing it.
-            os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        _forget(handle)
         while data := handle.read(_BLOCK):
             crc = zlib.crc32(data, crc)
     return crc
+
+
+def _forget(handle: BinaryIO) -> None:
+    """Has a file read from the card, not from what this computer remembers of writing it."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _spoilt(path: Path | str) -> OutputError:
+    return OutputError(f"{path} does not read back as it was written", "Try another card or reader")
 
 
 def _write_file(folder: Path, file: CardFile, progress: Progress) -> None:
@@ -185,9 +194,7 @@ def _write_file(folder: Path, file: CardFile, progress: Progress) -> None:
             handle.flush()
             os.fsync(handle.fileno())
         if part.stat().st_size != file.size or _crc_of(part) != file.crc32:
-            raise OutputError(
-                f"{part} does not read back as it was written", "Try another card or reader"
-            )
+            raise _spoilt(part)
         part.replace(folder / file.name)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -210,6 +217,8 @@ def _switch(root: Path, fingerprint: str) -> bool:
     finally:
         os.close(handle)
     _sync_folder(root)
+    if _read_slot(paths[index]) != data:
+        raise _spoilt(paths[index])
     return True
 
 
@@ -218,6 +227,7 @@ def _read_slot(path: Path) -> bytes:
     if not path.is_file():
         return b""
     with path.open("rb") as handle:
+        _forget(handle)
         return handle.read(SLOT_BYTES + 1)
 
 

@@ -111,6 +111,24 @@ def test_a_card_that_does_not_keep_what_is_written_is_refused(
     assert read_slot_fingerprint(tmp_path / "card") is None
 
 
+def test_a_slot_that_is_not_kept_is_refused_and_the_old_model_stays(
+    tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_card(tmp_path / "card", Contents(A, contents.files))
+    real = os.write
+
+    def spoil(handle: int, data: bytes) -> int:
+        return real(handle, data[:40] + b"\xff" + data[41:])
+
+    monkeypatch.setattr(os, "write", spoil)
+    with pytest.raises(OutputError, match=r"slot1 does not read back .* Try another card"):
+        write_card(tmp_path / "card", contents)
+    assert read_slot_fingerprint(tmp_path / "card") == A
+    monkeypatch.undo()
+    assert write_card(tmp_path / "card", contents).switched
+    assert read_slot_fingerprint(tmp_path / "card") == contents.fingerprint
+
+
 def test_a_disk_that_fills_up_leaves_the_old_model_current(
     tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
