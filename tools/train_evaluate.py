@@ -1,36 +1,46 @@
 """Measures models on a text: bits per byte, what INT8 rounding costs, sample stories.
 
-    python -m tools.train_evaluate TEXT MODEL [MODEL ...] [--samples 10]
+    python -m tools.train_evaluate TEXT [MODEL ...] [--samples 10]
 
-A MODEL is a Hugging Face directory, or a llama2.c `.bin` with its `tok*.bin` beside it. All
-are measured alike: the text is encoded whole, one bos token before it, and read in
-windows of `--context` tokens of which each after the first repeats half a window as
-context; every token is scored once, and the bits are divided by the text's bytes.
+A MODEL is what `host quantize` takes, the bundled one where none is named. All are measured
+alike: the text is encoded whole, one bos token before it where the model was trained so, and
+read in windows of `--context` tokens of which each after the first repeats half a window as
+context; every token after the first is scored once, and the bits are divided by the text's
+bytes.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import sys
-import tempfile
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import sentencepiece
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
-from tools.train_network import Llama, TrainingError, load_network, sample_rows
+from host.board import ui
+from host.checkpoint import LlamaConfig, load_checkpoint
+from host.errors import InputError
+from host.models import name_of, resolve_model
+from host.tokenizer import Tokenizer
+from tools.train_command import read_text, told
+from tools.train_network import Llama, make_network, sample_rows
 from tools.train_quantize import round_matrices
-from tools.train_vocabulary import BOS, convert_llama2c_tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to measure, all of it in memory."""
+
+    name: str
+    config: LlamaConfig
+    network: Llama
+    tokenizer: Tokenizer
 
 
 @dataclass(frozen=True)
@@ -49,19 +59,11 @@ class Measurement:
     int8_top1: float
 
 
-def open_tokenizer(model: Path) -> sentencepiece.SentencePieceProcessor:
-    """The tokenizer in a model directory, or of a llama2.c checkpoint's only `tok*.bin`."""
-    if model.is_dir():
-        return load_tokenizer(model / "tokenizer.model")
-    found = sorted(model.parent.glob("tok*.bin"))
-    if len(found) != 1:
-        raise TrainingError(
-            f"{model.parent} has {len(found)} tok*.bin: put the one beside {model}."
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        converted = Path(folder) / "tokenizer.model"
-        convert_llama2c_tokenizer(found[0], converted)
-        return load_tokenizer(converted)
+def open_model(path: Path) -> Model:
+    """Opens a Hugging Face folder or a llama2.c `.bin`, as the host tool reads it."""
+    checkpoint = load_checkpoint(path)
+    tokenizer = Tokenizer(checkpoint.tokenizer)
+    return Model(name_of(path), checkpoint.config, make_network(checkpoint), tokenizer)
 
 
 def windows(length: int, context: int) -> Iterator[tuple[int, int]]:
@@ -97,14 +99,17 @@ def compare(network: Llama, ids: Tensor, context: int) -> tuple[float, float, fl
     return nats, rounded_nats, divergence / count, agreeing / count
 
 
-def measure(model: Path, text: str, context: int) -> Measurement:
+def measure(model: Model, text: str, context: int) -> Measurement:
     """Measures one model on `text`, in windows of `context` tokens."""
-    network = load_network(model)
+    network = model.network
     if context > network.shape.context:
-        raise TrainingError(
-            f"{model} has a context of {network.shape.context}: lower --context to that."
+        raise InputError(
+            f"{model.name} has a context of {network.shape.context}", "Lower --context to that"
         )
-    ids = torch.tensor([BOS, *open_tokenizer(model).encode(text)])
+    start = [model.config.bos_token_id] if model.config.add_bos_token else []
+    ids = torch.tensor([*start, *model.tokenizer.encode(text)])
+    if len(ids) < 2:
+        raise InputError("The text is too short to predict anything", "Name a longer one")
     nats, rounded_nats, divergence, agreement = compare(network, ids, context)
     size = len(text.encode())
     return Measurement(
@@ -121,56 +126,61 @@ def measure(model: Path, text: str, context: int) -> Measurement:
     )
 
 
-def sample_story(model: Path, seed: int, temperature: float) -> str:
+def sample_story(model: Model, seed: int, temperature: float) -> str:
     """One story drawn from the model, up to its next bos or eos token or a full context."""
-    network = load_network(model)
+    bos, eos = model.config.bos_token_id, model.config.eos_token_id
+    if bos < 0:
+        raise InputError(f"{model.name} has no token that begins a text", "Leave out --samples")
     generator = torch.Generator().manual_seed(seed)
-    length = network.shape.context
-    ids = sample_rows(network, 1, length, first=BOS, temperature=temperature, generator=generator)[
-        0, 1:
-    ].tolist()
-    end = next((place for place, token in enumerate(ids) if token in (1, 2)), len(ids))
-    return str(open_tokenizer(model).decode(ids[:end]))
+    length = model.network.shape.context
+    rows = sample_rows(
+        model.network, 1, length, first=bos, temperature=temperature, generator=generator
+    )
+    ids: list[int] = rows[0, 1:].tolist()
+    end = next((place for place, token in enumerate(ids) if token in (bos, eos)), len(ids))
+    return model.tokenizer.decode(ids[:end])
 
 
 def main(
     text: Annotated[Path, typer.Argument(help="A UTF-8 text that no model was trained on.")],
-    models: Annotated[list[Path], typer.Argument(help="Model directories or llama2.c .bin files.")],
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL]...",
+            show_default=False,
+            help="Hugging Face folders, llama2.c .bin files, bundled models' names or hub ids; "
+            "the bundled model where omitted.",
+        ),
+    ] = None,
     context: Annotated[int, typer.Option(help="Tokens a window.", min=2)] = 512,
     samples: Annotated[int, typer.Option(help="Stories to sample, seeds 0 up.", min=0)] = 0,
     temperature: Annotated[float, typer.Option(help="Of the samples.", min=0.01)] = 0.8,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Measure MODELS on TEXT and print them side by side."""
-    try:
-        content = _read(text)
-        if not content:
-            raise TrainingError(f"{text} is empty: name a text to measure on.")
-        measured = [measure(model, content, context) for model in models]
-    except (TrainingError, OSError) as error:
-        print(f"train_evaluate: {error}", file=sys.stderr)
-        raise typer.Exit(2) from error
-    if as_json:
-        for entry in measured:
-            print(json.dumps(vars(entry)))
-    else:
-        _print_table(measured)
-    for seed in range(samples):
-        for model in models:
-            print(f"\n[{model.name}, seed {seed}]\n{sample_story(model, seed, temperature)}")
+    with told("train_evaluate"):
+        content = read_text(text)
+        named: list[str | None] = [*models] if models else [None]
+        opened = [open_model(resolve_model(model)) for model in named]
+        measured = [measure(model, content, context) for model in opened]
+        if as_json:
+            for entry in measured:
+                ui.show_json(vars(entry))
+        else:
+            _show(measured)
+        for seed in range(samples):
+            for model in opened:
+                story = sample_story(model, seed, temperature)
+                if as_json:
+                    ui.show_json({"model": model.name, "seed": seed, "story": story})
+                else:
+                    ui.say(f"\n[{model.name}, seed {seed}]\n{story}")
 
 
-def _read(text: Path) -> str:
-    try:
-        return text.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TrainingError(f"{text} cannot be read ({error}): name a UTF-8 text.") from error
-
-
-def _print_table(measured: list[Measurement]) -> None:
-    table = Table("model", "parameters", "tokens", "bits/byte", "INT8 bits/byte", "KL", "top-1")
-    for entry in measured:
-        table.add_row(
+def _show(measured: list[Measurement]) -> None:
+    columns = ("model", "parameters", "tokens", "bits/byte", "INT8 bits/byte", "KL", "top-1")
+    rows = [
+        (
             entry.model,
             f"{entry.parameters:,}",
             f"{entry.tokens:,}",
@@ -179,11 +189,13 @@ def _print_table(measured: list[Measurement]) -> None:
             f"{entry.int8_mean_kl:.5f}",
             f"{100 * entry.int8_top1:.2f} %",
         )
-    Console().print(table)
+        for entry in measured
+    ]
+    ui.table("", columns, rows)
     base = measured[-1]
     for entry in measured[:-1]:
         ratio = entry.bits_per_byte / base.bits_per_byte
-        print(f"{entry.model}: {ratio:.4f} times the bits per byte of {base.model}")
+        ui.say(f"{entry.model}: {ratio:.4f} times the bits per byte of {base.model}")
 
 
 if __name__ == "__main__":

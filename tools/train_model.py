@@ -2,156 +2,53 @@
 
     python -m tools.train_model tools/train.toml
 
-One TOML file says everything. With a teacher (a llama2.c checkpoint of the same
-vocabulary) the network learns from the teacher's whole distribution, over rows that
-the teacher wrote and over the real text; without one, from the text alone. An
-interrupted run goes on from its last checkpoint when started again.
+One TOML file says everything. With a teacher (a checkpoint of the same tokenizer, a
+Hugging Face folder or a llama2.c `.bin`) the network learns from the teacher's whole
+distribution, over rows that the teacher wrote and over the real text; without one, from the
+text alone. An interrupted run goes on from its last checkpoint when started again.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import sys
+import tempfile
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import typer
 from rich.console import Console
-from rich.progress import track
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found]
-
+from host.atomic import write_file, writing
+from host.checkpoint import load_checkpoint
+from host.errors import InputError
+from tools.train_command import told
 from tools.train_data import (
     Corpus,
+    encode_stories,
     find_texts,
-    make_corpus,
+    fingerprint,
+    hold_out,
+    network_fingerprint,
     random_rows,
     read_stories,
     teacher_rows,
     without_overlap,
 )
-from tools.train_network import (
-    Llama,
-    Shape,
-    TrainingError,
-    load_llama2c,
-    save_huggingface,
-    write_json,
-)
+from tools.train_network import Llama, make_network, save_huggingface, write_json
 from tools.train_optimizer import Muon
 from tools.train_quantize import clip_outliers, straight_through
-from tools.train_vocabulary import (
-    convert_llama2c_tokenizer,
-    load_tokenizer,
-    save_tokenizer,
-    train_tokenizer,
-)
-
-
-@dataclass(frozen=True)
-class Data:
-    """Where the text comes from. Paths are relative to the configuration file."""
-
-    texts: list[str]
-    separator: str = r"<\|endoftext\|>"
-    exclude: list[str] = field(default_factory=list)
-    held_out_every: int = 20
-    tokenizer: str = ""
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """A llama2.c checkpoint to distil from; no path, no teacher."""
-
-    checkpoint: str = ""
-    rows: int = 0
-    temperature: float = 1.0
-    real_rows: float = 0.25
-    real_weight: float = 0.5
-
-
-@dataclass(frozen=True)
-class Training:
-    """The schedule. `minutes` (0: no limit) ends a run early and shortens its schedule so."""
-
-    steps: int
-    batch_rows: int = 16
-    row_length: int = 512
-    matrix_rate: float = 0.02
-    other_rate: float = 0.003
-    weight_decay: float = 0.1
-    warmup: float = 0.02
-    rounded_from: float = 0.8
-    clip_deviations: float = 4.0
-    minutes: float = 0.0
-    evaluate_every: int = 200
-    seed: int = 1
-    threads: int = 0
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """A whole configuration file: `output` gets the model, `work` what a run needs meanwhile."""
-
-    output: Path
-    work: Path
-    data: Data
-    model: Shape
-    teacher: Teacher
-    training: Training
-
-
-Section = TypeVar("Section", Data, Shape, Teacher, Training)
-
-
-def _section(kind: type[Section], name: str, table: dict[str, Any]) -> Section:
-    known = {f.name for f in fields(kind)}
-    unknown = sorted(set(table) - known)
-    if unknown:
-        raise TrainingError(
-            f"[{name}] has no setting {unknown[0]!r}: choose from {', '.join(sorted(known))}."
-        )
-    try:
-        return kind(**table)
-    except TypeError as error:
-        raise TrainingError(f"[{name}] lacks a setting ({error}): add it.") from error
-
-
-def read_configuration(path: Path) -> Configuration:
-    """Reads the TOML file; raises TrainingError naming the first setting that is wrong."""
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise TrainingError(f"{path} cannot be read ({error}): correct it.") from error
-    here = path.resolve().parent
-    data = dict(tables.get("data", {}))
-    for name in ("texts", "exclude"):
-        data[name] = [str(here / entry) for entry in data.get(name, [])]
-    teacher = dict(tables.get("teacher", {}))
-    for table, name in ((data, "tokenizer"), (teacher, "checkpoint")):
-        if table.get(name):
-            table[name] = str(here / table[name])
-    if "output" not in tables or "work" not in tables:
-        raise TrainingError(f"{path} lacks `output` or `work`: name both folders.")
-    return Configuration(
-        output=here / tables["output"],
-        work=here / tables["work"],
-        data=_section(Data, "data", data),
-        model=_section(Shape, "model", tables.get("model", {})),
-        teacher=_section(Teacher, "teacher", teacher),
-        training=_section(Training, "training", tables.get("training", {})),
-    )
+from tools.train_settings import Configuration, read_configuration
+from tools.train_vocabulary import open_tokenizer, read_tokenizer, save_tokenizer, train_tokenizer
 
 
 def schedule(progress: float, warmup: float) -> float:
@@ -169,16 +66,11 @@ class Run:
         self.console = console
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         settings = configuration.training
-        if settings.row_length > configuration.model.context:
-            raise TrainingError(
-                f"row_length = {settings.row_length} is over the model's context of "
-                f"{configuration.model.context}: lower it or raise `context`."
-            )
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        configuration.work.mkdir(parents=True, exist_ok=True)
-        self.tokenizer_model = configuration.work / "tokenizer.model"
-        self._make_tokenizer()
+        with writing(configuration.work):
+            configuration.work.mkdir(parents=True, exist_ok=True)
+        self.tokenizer_model = b""
         self.corpus = self._make_corpus()
         self.teacher: Llama | None = None
         self.teacher_rows = torch.empty((0, settings.row_length), dtype=torch.int16)
@@ -200,67 +92,80 @@ class Run:
         self.seconds = 0.0
         self.curve: list[dict[str, float]] = []
         self.teacher_held_out: float | None = None
+        self.fingerprint = self._fingerprint()
         self._resume()
 
-    def _make_tokenizer(self) -> None:
-        data = self.configuration.data
-        if self.tokenizer_model.exists():
-            return
-        if not data.tokenizer:
-            train_tokenizer(
-                find_texts([Path(p) for p in data.texts]),
-                self.configuration.model.vocabulary,
-                self.tokenizer_model,
-            )
-        elif data.tokenizer.endswith(".bin"):
-            convert_llama2c_tokenizer(Path(data.tokenizer), self.tokenizer_model)
-        else:
-            self.tokenizer_model.write_bytes(Path(data.tokenizer).read_bytes())
-
     def _make_corpus(self) -> Corpus:
-        data = self.configuration.data
-        tokenizer = load_tokenizer(self.tokenizer_model)
-        if tokenizer.vocab_size() != self.configuration.model.vocabulary:
-            raise TrainingError(
-                f"the tokenizer has {tokenizer.vocab_size()} pieces and [model] vocabulary says "
-                f"{self.configuration.model.vocabulary}: make them equal."
-            )
-        excluded = [Path(path) for path in data.exclude]
-        texts = [
-            path
-            for path in find_texts([Path(p) for p in data.texts])
-            if path.resolve() not in {e.resolve() for e in excluded}
-        ]
+        data, vocabulary = self.configuration.data, self.configuration.model.vocabulary
+        excluded = {path.resolve() for path in data.exclude}
+        texts = [path for path in find_texts(data.texts) if path.resolve() not in excluded]
         stories = read_stories(texts, data.separator)
-        kept = without_overlap(stories, excluded)
-        corpus = make_corpus(kept, tokenizer, data.held_out_every)
-        self.console.print(
+        kept = without_overlap(stories, data.exclude)
+        train, held_out = hold_out(kept, data.held_out_every)
+        self.tokenizer = data.tokenizer or self._trained_tokenizer(train)
+        self.tokenizer_model = read_tokenizer(self.tokenizer)
+        tokenizer = open_tokenizer(self.tokenizer_model, str(self.tokenizer))
+        if tokenizer.vocab_size() != vocabulary:
+            raise InputError(
+                f"The tokenizer has {tokenizer.vocab_size()} pieces and [model] vocabulary says "
+                f"{vocabulary}",
+                "Make them equal",
+            )
+        corpus = Corpus(encode_stories(train, tokenizer), encode_stories(held_out, tokenizer))
+        if len(corpus.train) < self.configuration.training.row_length:
+            raise InputError(
+                f"The text has {len(corpus.train)} tokens, fewer than a row of "
+                f"{self.configuration.training.row_length}",
+                "Add text or lower `row_length`",
+            )
+        self._say(
             f"{len(kept)} of {len(stories)} stories kept, {len(corpus.train)} tokens to learn "
-            f"from, {len(corpus.held_out)} held out",
-            highlight=False,
+            f"from, {len(corpus.held_out)} held out"
         )
         return corpus
 
+    def _trained_tokenizer(self, stories: list[str]) -> Path:
+        """One learnt from the stories and kept in `work`, under a name that tells from what."""
+        vocabulary = self.configuration.model.vocabulary
+        name = f"tokenizer-{fingerprint(vocabulary, stories)}.model"
+        path = self.configuration.work / name
+        if not path.exists():
+            write_file(path, train_tokenizer(stories, vocabulary))
+        return path
+
     def _prepare_teacher(self) -> None:
         teacher, settings = self.configuration.teacher, self.configuration.training
-        if not teacher.checkpoint:
+        if teacher is None:
             return
-        self.teacher = load_llama2c(Path(teacher.checkpoint)).eval().requires_grad_(False)
-        if self.teacher.shape.vocabulary != self.configuration.model.vocabulary:
-            raise TrainingError(
-                f"{teacher.checkpoint} has a vocabulary of {self.teacher.shape.vocabulary}, the "
-                "model another: distillation needs the same."
+        # The tokenizer, where the teacher has one of its own, is the same.
+        network = make_network(load_checkpoint(teacher.checkpoint, self.tokenizer))
+        self.teacher = network.requires_grad_(False)
+        shape = network.shape
+        if shape.vocabulary != self.configuration.model.vocabulary:
+            raise InputError(
+                f"{teacher.checkpoint} has a vocabulary of {shape.vocabulary}, the model another",
+                "Name a teacher of the model's tokenizer",
             )
-        self.console.print(f"teacher rows: {teacher.rows}", highlight=False)
+        if shape.context < settings.row_length:
+            raise InputError(
+                f"row_length = {settings.row_length} is over the teacher's context of "
+                f"{shape.context}",
+                "Lower it",
+            )
+        self._say(f"teacher rows: {teacher.rows}")
         self.teacher_rows = teacher_rows(
-            self.teacher,
+            network,
             teacher.rows,
             settings.row_length,
             temperature=teacher.temperature,
             seed=1000 * settings.seed,
-            cache=self.configuration.work / "teacher-rows",
+            work=self.configuration.work,
+            console=self.console,
         )
-        self.teacher.to(self.device)
+        network.to(self.device)
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     @property
     def progress(self) -> float:
@@ -277,7 +182,7 @@ class Run:
         settings, teacher = self.configuration.training, self.configuration.teacher
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + self.step)
         real = settings.batch_rows
-        if len(self.teacher_rows):
+        if teacher is not None and len(self.teacher_rows):
             real = round(settings.batch_rows * teacher.real_rows)
         rows = random_rows(self.corpus.train, real, settings.row_length, generator)
         if real < settings.batch_rows:
@@ -298,11 +203,12 @@ class Run:
             predicted[:real].flatten(0, 1), rows[:real, 1:].flatten(), reduction="sum"
         )
         tokens = rows.shape[0] * (rows.shape[1] - 1)
-        if self.teacher is None:
+        teacher = self.configuration.teacher
+        if self.teacher is None or teacher is None:
             return hard / tokens
         with torch.no_grad():
             wanted = functional.log_softmax(self.teacher(rows)[:, :-1], dim=-1)
-        weight = self.configuration.teacher.real_weight
+        weight = teacher.real_weight
         soft = functional.kl_div(predicted, wanted, log_target=True, reduction="none").sum(dim=-1)
         return (weight * hard + (1 - weight) * soft[:real].sum() + soft[real:].sum()) / tokens
 
@@ -333,37 +239,48 @@ class Run:
 
     @torch.inference_mode()
     def held_out_loss(self, network: Llama) -> float:
-        """Nats a token on the held-out stories, in consecutive rows."""
-        length = min(self.configuration.training.row_length, len(self.corpus.held_out))
-        rows = len(self.corpus.held_out) // length
-        ids = self.corpus.held_out[: rows * length].view(rows, length).to(self.device)
-        logits = network(ids)[:, :-1]
-        return float(functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
+        """Nats a token on the held-out stories, in consecutive rows, a step's at once."""
+        settings = self.configuration.training
+        length = min(settings.row_length, len(self.corpus.held_out))
+        rows = self.corpus.held_out[: len(self.corpus.held_out) // length * length].view(-1, length)
+        nats = 0.0
+        for batch in torch.split(rows, settings.batch_rows):
+            ids = batch.to(self.device)
+            logits = network(ids)[:, :-1].flatten(0, 1)
+            nats += float(functional.cross_entropy(logits, ids[:, 1:].flatten(), reduction="sum"))
+        return nats / (len(rows) * (length - 1))
 
     def train(self) -> None:
         """Trains to the end of the schedule, saving a checkpoint at every evaluation."""
-        settings = self.configuration.training
+        settings, output = self.configuration.training, self.configuration.output
+        with writing(output):  # now, and not after an hour
+            output.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=output).close()
         if self.teacher is not None:
             self.teacher_held_out = round(self.held_out_loss(self.teacher), 4)
-            self.console.print(f"teacher's held-out loss: {self.teacher_held_out}")
-        remaining: Iterable[int] = range(self.step, settings.steps)
-        if self.console.is_terminal:
-            remaining = track(
-                remaining,
-                "training",
-                console=self.console,
-                completed=self.step,
-                total=settings.steps,
-            )
+            self._say(f"teacher's held-out loss: {self.teacher_held_out}")
         recent: list[float] = []
-        for _ in remaining:
-            if self.progress >= 1:
-                break
-            recent.append(self.train_step())
-            if self.step % settings.evaluate_every == 0:
-                self._report(recent)
-                recent = []
-                self.save()
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        ) as bar:
+            task = bar.add_task("training", total=100, completed=round(100 * self.progress))
+            while self.progress < 1:
+                recent.append(self.train_step())
+                bar.update(task, completed=100 * self.progress)
+                if not math.isfinite(recent[-1]):
+                    raise InputError(
+                        f"The loss after step {self.step} is no number",
+                        "Lower `matrix_rate` or `other_rate`, and name another `work`",
+                    )
+                if self.step % settings.evaluate_every == 0:
+                    self._report(recent)
+                    recent = []
+                    self.save()
         self._report(recent)
         self.save()
 
@@ -379,27 +296,25 @@ class Run:
             "held_out": round(self.held_out_loss(self.network), 4),
         }
         self.curve.append(entry)
-        self.console.print(json.dumps(entry), highlight=False, soft_wrap=True)
+        self._say(json.dumps(entry))
 
     @property
     def _checkpoint(self) -> Path:
-        return self.configuration.work / "checkpoint.pt"
+        return self.configuration.work / "checkpoint.safetensors"
 
     def save(self) -> None:
         """Writes the checkpoint, and the model as it is now to the output directory."""
-        temporary = self._checkpoint.with_suffix(".part")
-        torch.save(
-            {
-                "fingerprint": self._fingerprint(),
-                "network": self.network.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-                "step": self.step,
-                "seconds": self.seconds,
-                "curve": self.curve,
-            },
-            temporary,
-        )
-        temporary.replace(self._checkpoint)
+        tensors = {f"network.{name}": w for name, w in self.network.state_dict().items()}
+        for place, optimizer in enumerate(self.optimizers):
+            for index, state in optimizer.state_dict()["state"].items():
+                tensors |= {f"{place}.{index}.{name}": value for name, value in state.items()}
+        reached = {
+            "fingerprint": self.fingerprint,
+            "step": self.step,
+            "seconds": self.seconds,
+            "curve": self.curve,
+        }
+        write_file(self._checkpoint, save(tensors, metadata={"run": json.dumps(reached)}))
         output = self.configuration.output
         save_huggingface(self.network, output)
         save_tokenizer(self.tokenizer_model, output, self.configuration.model.context)
@@ -408,46 +323,61 @@ class Run:
 
     def _description(self) -> dict[str, Any]:
         c = self.configuration
+        teacher = c.teacher and {**asdict(c.teacher), "checkpoint": c.teacher.checkpoint.name}
         return {
             "model": asdict(c.model),
             "training": asdict(c.training),
-            "teacher": {**asdict(c.teacher), "checkpoint": Path(c.teacher.checkpoint).name},
-            "texts": [Path(text).name for text in c.data.texts],
-            "excluded": [Path(text).name for text in c.data.exclude],
+            "teacher": teacher,
+            "texts": [text.name for text in c.data.texts],
+            "excluded": [text.name for text in c.data.exclude],
             "real_tokens": len(self.corpus.train),
             "teacher_tokens": self.teacher_rows.numel(),
         }
 
     def _fingerprint(self) -> str:
-        """What must be the same for a checkpoint to be continued: all but the schedule's end."""
+        """Of what must be the same for a checkpoint to be continued.
+
+        That is all but the schedule's end, which may be moved, and what does not show in the
+        weights.
+        """
         description = self._description()
-        for name in ("minutes", "threads", "evaluate_every"):
+        for name in ("steps", "minutes", "threads", "evaluate_every"):
             del description["training"][name]
-        return json.dumps(description, sort_keys=True)
+        teacher = self.teacher and network_fingerprint(self.teacher)
+        return fingerprint(description, self.corpus.fingerprint, self.tokenizer_model, teacher)
 
     def _resume(self) -> None:
         if not self._checkpoint.exists():
             return
-        saved = torch.load(self._checkpoint, map_location=self.device, weights_only=True)
-        if saved["fingerprint"] != self._fingerprint():
-            raise TrainingError(
-                f"{self._checkpoint} is of another configuration: "
-                "delete it, or name another `work`."
+        try:
+            with safe_open(self._checkpoint, "pt", device=str(self.device)) as file:
+                reached = json.loads(file.metadata()["run"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{self._checkpoint} is damaged ({error})", "Delete it to begin anew"
+            ) from error
+        if reached["fingerprint"] != self.fingerprint:
+            raise InputError(
+                f"{self._checkpoint} is of another configuration",
+                "Delete it, or name another `work`",
             )
-        self.network.load_state_dict(saved["network"])
-        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        self.step, self.seconds, self.curve = saved["step"], saved["seconds"], saved["curve"]
-        self.console.print(f"going on from step {self.step}", highlight=False)
+        states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.optimizers]
+        for place, index, name in (key.split(".") for key in tensors if key[0].isdigit()):
+            states[int(place)].setdefault(int(index), {})[name] = tensors[f"{place}.{index}.{name}"]
+        self.network.load_state_dict(
+            {name: tensors[f"network.{name}"] for name in self.network.state_dict()}
+        )
+        for optimizer, state in zip(self.optimizers, states, strict=True):
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        self.step, self.seconds, self.curve = reached["step"], reached["seconds"], reached["curve"]
+        self._say(f"going on from step {self.step}")
 
 
 def main(configuration: Path) -> None:
     """Train the model that CONFIGURATION (a TOML file) describes."""
-    try:
+    with told("train_model"):
         Run(read_configuration(configuration), Console()).train()
-    except TrainingError as error:
-        print(f"train_model: {error}", file=sys.stderr)
-        raise typer.Exit(2) from error
 
 
 if __name__ == "__main__":

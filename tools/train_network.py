@@ -8,29 +8,23 @@ positions rotate the two halves of a head as there.
 from __future__ import annotations
 
 import json
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from host.atomic import write_file
-
-LLAMA2C_HEADER = struct.Struct("<7i")
-
-
-class TrainingError(Exception):
-    """An input that the training tools cannot use; its text is one sentence and the next step."""
+from host.atomic import write_file, writing
+from host.checkpoint import Checkpoint
+from host.errors import InputError
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a Llama network, in elements."""
+    """The sizes of a Llama network, in elements; a `head_dim` of 0 becomes hidden / heads."""
 
     vocabulary: int
     hidden: int
@@ -42,25 +36,20 @@ class Shape:
     rope_theta: float = 10000.0
     norm_epsilon: float = 1e-5
     tied: bool = True
+    head_dim: int = 0
 
     def __post_init__(self) -> None:
-        sizes = (self.vocabulary, self.hidden, self.layers, self.heads, self.kv_heads)
-        if min(*sizes, self.feed_forward, self.context) < 1:
-            raise TrainingError(f"{self} has a size below 1: every size must be positive.")
-        if self.hidden % self.heads or (self.hidden // self.heads) % 2:
-            raise TrainingError(
-                f"hidden = {self.hidden} does not split into {self.heads} heads of even width: "
-                "choose hidden as an even multiple of heads."
+        if not self.head_dim and self.hidden % self.heads == 0:
+            object.__setattr__(self, "head_dim", self.hidden // self.heads)
+        if not self.head_dim or self.head_dim % 2:
+            raise InputError(
+                f"hidden = {self.hidden} does not split into {self.heads} heads of even width",
+                "Choose hidden as an even multiple of heads",
             )
         if self.heads % self.kv_heads:
-            raise TrainingError(
-                f"heads = {self.heads} is no multiple of kv_heads = {self.kv_heads}: change one."
+            raise InputError(
+                f"heads = {self.heads} is no multiple of kv_heads = {self.kv_heads}", "Change one"
             )
-
-    @property
-    def head_width(self) -> int:
-        """Elements of one attention head."""
-        return self.hidden // self.heads
 
 
 class Attention(nn.Module):
@@ -69,16 +58,16 @@ class Attention(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
-        kv_width = shape.kv_heads * shape.head_width
-        self.q_proj = nn.Linear(shape.hidden, shape.hidden, bias=False)
+        q_width, kv_width = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+        self.q_proj = nn.Linear(shape.hidden, q_width, bias=False)
         self.k_proj = nn.Linear(shape.hidden, kv_width, bias=False)
         self.v_proj = nn.Linear(shape.hidden, kv_width, bias=False)
-        self.o_proj = nn.Linear(shape.hidden, shape.hidden, bias=False)
+        self.o_proj = nn.Linear(q_width, shape.hidden, bias=False)
 
     def forward(self, x: Tensor, rotation: Rotation, cache: KeyValues | None) -> Tensor:
         """Mixes positions; with a cache, x holds the one next position."""
         batch, time, _ = x.shape
-        width = self.shape.head_width
+        width = self.shape.head_dim
 
         def split(y: Tensor) -> Tensor:
             return y.view(batch, time, -1, width).transpose(1, 2)
@@ -154,8 +143,8 @@ class Llama(nn.Module):
         if not shape.tied:
             self.lm_head = nn.Linear(shape.hidden, shape.vocabulary, bias=False)
         positions = torch.arange(shape.context, dtype=torch.float64)
-        pairs = torch.arange(0, shape.head_width, 2, dtype=torch.float64)
-        angles = positions[:, None] * shape.rope_theta ** (-pairs / shape.head_width)
+        pairs = torch.arange(0, shape.head_dim, 2, dtype=torch.float64)
+        angles = positions[:, None] * shape.rope_theta ** (-pairs / shape.head_dim)
         self.register_buffer("cosine", angles.cos().float(), persistent=False)
         self.register_buffer("sine", angles.sin().float(), persistent=False)
 
@@ -213,7 +202,7 @@ class KeyValues:
     """One layer's keys and values of the positions generated so far, a token a call."""
 
     def __init__(self, shape: Shape, batch: int) -> None:
-        size = (batch, shape.kv_heads, shape.context, shape.head_width)
+        size = (batch, shape.kv_heads, shape.context, shape.head_dim)
         self.keys = torch.empty(size)
         self.values = torch.empty(size)
         self.length = 0
@@ -250,64 +239,6 @@ def sample_rows(
     return out
 
 
-def load_llama2c(path: Path) -> Llama:
-    """Reads a llama2.c version-0 checkpoint (`legacy` export, float32).
-
-    Raises TrainingError where the file is not exactly as long as its header says.
-    """
-    data = path.read_bytes()
-    if len(data) < LLAMA2C_HEADER.size:
-        raise TrainingError(f"{path} is too short for a llama2.c checkpoint: check the file.")
-    hidden, ffn, layers, heads, kv_heads, vocabulary, context = LLAMA2C_HEADER.unpack_from(data)
-    shape = Shape(
-        abs(vocabulary), hidden, layers, heads, kv_heads, ffn, context, tied=vocabulary > 0
-    )
-    kv_width = kv_heads * shape.head_width
-    layout: list[tuple[str, tuple[int, ...]]] = [
-        ("embed", (shape.vocabulary, hidden)),
-        ("input_layernorm", (layers, hidden)),
-        ("self_attn.q_proj", (layers, hidden, hidden)),
-        ("self_attn.k_proj", (layers, kv_width, hidden)),
-        ("self_attn.v_proj", (layers, kv_width, hidden)),
-        ("self_attn.o_proj", (layers, hidden, hidden)),
-        ("post_attention_layernorm", (layers, hidden)),
-        ("mlp.gate_proj", (layers, ffn, hidden)),
-        ("mlp.down_proj", (layers, hidden, ffn)),
-        ("mlp.up_proj", (layers, ffn, hidden)),
-        ("norm", (hidden,)),
-        ("rotary", (2, context, shape.head_width // 2)),
-    ]
-    if not shape.tied:
-        layout.append(("head", (shape.vocabulary, hidden)))
-    counts = [int(np.prod(size)) for _, size in layout]
-    if len(data) != LLAMA2C_HEADER.size + 4 * sum(counts):
-        raise TrainingError(f"{path} has not the length its header says: fetch it again.")
-    flat = torch.from_numpy(np.frombuffer(data, "<f4", offset=LLAMA2C_HEADER.size).copy())
-    parts = {
-        name: part.view(size)
-        for (name, size), part in zip(layout, torch.split(flat, counts), strict=True)
-    }
-    state = {"model.embed_tokens.weight": parts["embed"], "model.norm.weight": parts["norm"]}
-    if not shape.tied:
-        state["lm_head.weight"] = parts["head"]
-    for name, part in parts.items():
-        if name.startswith(("self_attn", "mlp", "input", "post")):
-            for index in range(layers):
-                weight = part[index]
-                if name.endswith(("q_proj", "k_proj")):
-                    weight = _halves_from_pairs(weight, shape.head_width)
-                state[f"model.layers.{index}.{name}.weight"] = weight
-    network = Llama(shape)
-    network.load_state_dict(state)
-    return network
-
-
-def _halves_from_pairs(weight: Tensor, width: int) -> Tensor:
-    """Reorders rows (heads * width, in) from rotating neighbours to rotating halves."""
-    pairs = weight.view(-1, width // 2, 2, weight.shape[1])
-    return pairs.transpose(1, 2).reshape(weight.shape)
-
-
 def save_huggingface(network: Llama, folder: Path, dtype: torch.dtype = torch.float16) -> None:
     """Writes config.json, generation_config.json and model.safetensors, as transformers reads."""
     shape = network.shape
@@ -319,7 +250,7 @@ def save_huggingface(network: Llama, folder: Path, dtype: torch.dtype = torch.fl
         "num_hidden_layers": shape.layers,
         "num_attention_heads": shape.heads,
         "num_key_value_heads": shape.kv_heads,
-        "head_dim": shape.head_width,
+        "head_dim": shape.head_dim,
         "intermediate_size": shape.feed_forward,
         "max_position_embeddings": shape.context,
         "rope_theta": shape.rope_theta,
@@ -333,7 +264,8 @@ def save_huggingface(network: Llama, folder: Path, dtype: torch.dtype = torch.fl
         "eos_token_id": 2,
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config)
     # A story ends where the next one would begin.
     write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": [1, 2]})
@@ -349,32 +281,24 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_file(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def load_huggingface(folder: Path) -> Llama:
-    """Reads a directory as `save_huggingface` writes it; other Llama options are refused."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        shape = Shape(
-            vocabulary=config["vocab_size"],
-            hidden=config["hidden_size"],
-            layers=config["num_hidden_layers"],
-            heads=config["num_attention_heads"],
-            kv_heads=config.get("num_key_value_heads", config["num_attention_heads"]),
-            feed_forward=config["intermediate_size"],
-            context=config["max_position_embeddings"],
-            rope_theta=config.get("rope_theta", 10000.0),
-            norm_epsilon=config["rms_norm_eps"],
-            tied=config.get("tie_word_embeddings", False),
+def make_network(checkpoint: Checkpoint) -> Llama:
+    """The network of a checkpoint that the host tool read, ready to evaluate."""
+    config = checkpoint.config
+    network = Llama(
+        Shape(
+            vocabulary=config.vocab_size,
+            hidden=config.hidden_size,
+            layers=config.num_hidden_layers,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            feed_forward=config.intermediate_size,
+            context=config.max_position_embeddings,
+            rope_theta=config.rope_theta,
+            norm_epsilon=config.rms_norm_eps,
+            tied=config.tie_word_embeddings,
+            head_dim=config.head_dim,
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise TrainingError(f"{folder} has no usable config.json ({error}): check it.") from error
-    network = Llama(shape)
-    state = load_file(folder / "model.safetensors")
-    network.load_state_dict({name: weight.float() for name, weight in state.items()})
-    return network
-
-
-def load_network(path: Path) -> Llama:
-    """A Hugging Face directory, or a llama2.c `.bin`."""
-    if not path.exists():
-        raise TrainingError(f"{path} does not exist: name a model directory or a llama2.c .bin.")
-    return (load_huggingface(path) if path.is_dir() else load_llama2c(path)).eval()
+    )
+    state = {name: torch.from_numpy(tensor) for name, tensor in checkpoint.tensors.items()}
+    network.load_state_dict(state)
+    return network.eval()

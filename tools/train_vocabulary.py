@@ -3,77 +3,77 @@
 from __future__ import annotations
 
 import importlib
+import io
 import struct
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
 
-from tools.train_network import TrainingError, write_json
+from host.atomic import write_file
+from host.errors import InputError
+from host.files import read_file
+from host.tokenizer.llama2c import read_llama2c
+from host.tokenizer.sentencepiece_model import read_sentencepiece
+from tools.train_network import write_json
 
 BOS, EOS = 1, 2
 # Generated at import, so that a type checker finds nothing in it.
 proto: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
-_FIRST_BYTE, _FIRST_PIECE = 3, 259
+_MAX_BYTES = 32 << 20
 
 
-def train_tokenizer(texts: list[Path], vocabulary: int, model: Path) -> None:
-    """Trains a byte-fallback BPE tokenizer of `vocabulary` pieces and writes `model`."""
-    if vocabulary <= _FIRST_PIECE:
-        raise TrainingError(
-            f"vocabulary = {vocabulary} leaves no room beside the {_FIRST_PIECE} control and byte "
-            "tokens: choose a larger one."
+def train_tokenizer(stories: list[str], vocabulary: int) -> bytes:
+    """Trains a byte-fallback BPE tokenizer of `vocabulary` pieces on the stories' lines."""
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=(line for story in stories for line in story.split("\n")),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocabulary,
+            byte_fallback=True,
+            character_coverage=1.0,
+            split_digits=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            num_threads=2,
+            minloglevel=2,
         )
-    sentencepiece.SentencePieceTrainer.train(
-        input=[str(path) for path in texts],
-        model_prefix=str(model.with_suffix("")),
-        model_type="bpe",
-        vocab_size=vocabulary,
-        byte_fallback=True,
-        character_coverage=1.0,
-        split_digits=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        num_threads=2,
-        minloglevel=2,
-    )
-    model.with_suffix(".vocab").unlink()
+    except RuntimeError as error:
+        reason = str(error).rpartition("] ")[2].strip() or str(error)
+        raise InputError(
+            f"No tokenizer of {vocabulary} pieces can be learnt from the texts ({reason})",
+            "Change `vocabulary`, or add text",
+        ) from error
+    return model.getvalue()
 
 
-def convert_llama2c_tokenizer(source: Path, model: Path) -> None:
-    """Writes llama2.c's `tokenizer.bin` as the SentencePiece model it was made from.
+def read_tokenizer(path: Path) -> bytes:
+    """Reads a SentencePiece model whose bos and eos are tokens 1 and 2, or llama2.c's `.bin`.
 
-    The file has, little-endian: int32 longest piece, then for each piece float32 score,
-    int32 length, bytes. Spaces there stand for SentencePiece's U+2581.
+    Returns:
+        The SentencePiece model; of a `.bin`, the one that it was made from.
+
+    Raises:
+        InputError: The file cannot be read, is damaged or is not supported.
     """
-    data = source.read_bytes()
+    data = read_file(path, _MAX_BYTES, "Name a tokenizer.model or llama2.c's tokenizer .bin")
+    if path.suffix == ".bin":
+        return _from_llama2c(data, str(path))
+    spec = read_sentencepiece(data, str(path))
+    if (spec.bos, spec.eos) != (BOS, EOS):
+        raise InputError(f"{path} does not have <s> = 1 and </s> = 2", "Use a tokenizer that has")
+    return data
+
+
+def _from_llama2c(data: bytes, name: str) -> bytes:
     out = proto.ModelProto()
     offset = 4
-    while offset < len(data):
-        if offset + 8 > len(data):
-            raise TrainingError(f"{source} ends within a piece: fetch it again.")
+    for piece in read_llama2c(data, name).pieces:
         score, length = struct.unpack_from("<fi", data, offset)
-        offset += 8
-        raw = data[offset : offset + length]
-        if length < 0 or len(raw) != length:
-            raise TrainingError(f"{source} ends within a piece: fetch it again.")
-        offset += length
-        index = len(out.pieces)
-        piece = out.pieces.add()
-        piece.score = score
-        if index == 0:
-            piece.piece, piece.type = "<unk>", proto.ModelProto.SentencePiece.UNKNOWN
-        elif index in (BOS, EOS):
-            piece.piece = "<s>" if index == BOS else "</s>"
-            piece.type = proto.ModelProto.SentencePiece.CONTROL
-        elif index < _FIRST_PIECE:
-            piece.piece = f"<0x{index - _FIRST_BYTE:02X}>"
-            piece.type = proto.ModelProto.SentencePiece.BYTE
-        else:
-            piece.piece = raw.decode("utf-8").replace(" ", "\u2581")
-            piece.type = proto.ModelProto.SentencePiece.NORMAL
-    if len(out.pieces) <= _FIRST_PIECE:
-        raise TrainingError(f"{source} has {len(out.pieces)} pieces, too few for a tokenizer.")
+        offset += 8 + length
+        out.pieces.add(piece=piece.text.decode(), score=score, type=int(piece.type))
     out.trainer_spec.model_type = proto.TrainerSpec.BPE
     out.trainer_spec.vocab_size = len(out.pieces)
     out.trainer_spec.byte_fallback = True
@@ -83,23 +83,20 @@ def convert_llama2c_tokenizer(source: Path, model: Path) -> None:
     out.normalizer_spec.add_dummy_prefix = True
     out.normalizer_spec.remove_extra_whitespaces = False
     out.normalizer_spec.escape_whitespaces = True
-    model.write_bytes(out.SerializeToString())
+    return bytes(out.SerializeToString())
 
 
-def load_tokenizer(model: Path) -> sentencepiece.SentencePieceProcessor:
-    """Opens a SentencePiece model whose bos and eos are tokens 1 and 2."""
-    if not model.is_file():
-        raise TrainingError(f"{model} does not exist: name a SentencePiece .model.")
-    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    if (tokenizer.bos_id(), tokenizer.eos_id()) != (BOS, EOS):
-        raise TrainingError(f"{model} does not have <s> = 1 and </s> = 2: use one that has.")
-    return tokenizer
+def open_tokenizer(model: bytes, name: str) -> sentencepiece.SentencePieceProcessor:
+    """Opens what `read_tokenizer` returned from the file of this name."""
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=model)
+    except RuntimeError as error:
+        raise InputError(f"{name} is refused by SentencePiece ({error})", "Use another") from error
 
 
-def save_tokenizer(model: Path, folder: Path, context: int) -> None:
-    """Puts tokenizer.model and the configuration that transformers reads into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.model").write_bytes(model.read_bytes())
+def save_tokenizer(model: bytes, folder: Path, context: int) -> None:
+    """Puts tokenizer.model and the configuration that transformers reads into a folder."""
+    write_file(folder / "tokenizer.model", model)
     write_json(
         folder / "tokenizer_config.json",
         {

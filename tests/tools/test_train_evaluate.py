@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from typer import Typer
 from typer.testing import CliRunner
 
-from tools.train_evaluate import compare, main, measure, windows
+from tools.train_evaluate import compare, main, measure, open_model, windows
 from tools.train_network import Llama, Shape, save_huggingface
 from tools.train_vocabulary import save_tokenizer, train_tokenizer
 
@@ -40,14 +40,14 @@ def model(tmp_path: Path, text_folder: Path) -> Path:
         network.model.norm.weight.zero_()
     folder = tmp_path / "model"
     save_huggingface(network, folder)
-    train_tokenizer([text_folder / "stories.txt"], 320, tmp_path / "tokenizer.model")
-    save_tokenizer(tmp_path / "tokenizer.model", folder, 32)
+    stories = [(text_folder / "stories.txt").read_text(encoding="utf-8")]
+    save_tokenizer(train_tokenizer(stories, 320), folder, 32)
     return folder
 
 
 def test_uniform_network_costs_the_vocabulary(model: Path, text_folder: Path) -> None:
     text = (text_folder / "stories.txt").read_text(encoding="utf-8")
-    measured = measure(model, text, 32)
+    measured = measure(open_model(model), text, 32)
     expected = measured.tokens * math.log2(320) / len(text.encode())
     assert measured.bits_per_byte == pytest.approx(expected, rel=1e-6)
     assert measured.int8_mean_kl == pytest.approx(0.0, abs=1e-9)
@@ -90,11 +90,11 @@ def test_command_prints_json_and_refuses_what_it_cannot_measure(
         p.numel() for p in Llama(SHAPE).parameters()
     )
     for arguments, said in (
-        ([text, str(model), "--context", "33"], "lower --context"),
-        ([text, str(model / "nothing")], "does not exist"),
-        ([str(text_folder / "none"), str(model)], "name a UTF-8 text"),
-        ([str(text_folder), str(model)], "name a UTF-8 text"),
-        ([str(model / "model.safetensors"), str(model)], "name a UTF-8 text"),
+        ([text, str(model), "--context", "33"], "Lower --context"),
+        ([text, str(model / "nothing")], "There is no model"),
+        ([str(text_folder / "none"), str(model)], "does not exist"),
+        ([str(text_folder), str(model)], "is a folder"),
+        ([str(model / "model.safetensors"), str(model)], "Name a UTF-8 text"),
     ):
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 2
@@ -106,8 +106,8 @@ def test_command_prints_json_and_refuses_what_it_cannot_measure(
 @pytest.mark.slow
 def test_bundled_model_keeps_what_its_card_promises(shared_dir: Path) -> None:
     text = (shared_dir / "text" / "tinystories-valid.txt").read_text(encoding="utf-8")
-    ours = measure(BUNDLED, text, 512)
-    theirs = measure(shared_dir / "models" / "stories260K" / "stories260K.bin", text, 512)
+    ours = measure(open_model(BUNDLED), text, 512)
+    theirs = measure(open_model(shared_dir / "models/stories260K/stories260K.bin"), text, 512)
     assert ours.bits_per_byte <= 1.05 * theirs.bits_per_byte
     assert ours.int8_mean_kl <= 0.004
     assert ours.int8_top1 >= 0.96
