@@ -146,7 +146,7 @@ def main(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL]...",
+            metavar="MODEL",
             show_default=False,
             help="Hugging Face folders, llama2.c .bin files, bundled models' names or hub ids; "
             "the bundled model where omitted.",

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer, LlamaForCausalLM
 from typer import Typer
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from tools.train_evaluate import compare, main, measure, open_model, windows
 from tools.train_network import Llama, Shape, save_huggingface
@@ -81,25 +83,112 @@ def test_rounding_costs_what_the_definition_says() -> None:
 def test_command_prints_json_and_refuses_what_it_cannot_measure(
     model: Path, text_folder: Path
 ) -> None:
-    app = Typer()
-    app.command()(main)
-    text = str(text_folder / "stories.txt")
-    result = CliRunner().invoke(app, [text, str(model), "--context", "32", "--json"])
+    text = text_folder / "stories.txt"
+    result = invoke(text, model, "--context", "32", "--json")
     assert result.exit_code == 0
     assert json.loads(result.stdout)["parameters"] == sum(
         p.numel() for p in Llama(SHAPE).parameters()
     )
     for arguments, said in (
-        ([text, str(model), "--context", "33"], "Lower --context"),
-        ([text, str(model / "nothing")], "There is no model"),
-        ([str(text_folder / "none"), str(model)], "does not exist"),
-        ([str(text_folder), str(model)], "is a folder"),
-        ([str(model / "model.safetensors"), str(model)], "Name a UTF-8 text"),
+        ([text, model, "--context", "33"], "Lower --context"),
+        ([text, model / "nothing"], "There is no model"),
+        ([text_folder / "none", model], "does not exist"),
+        ([text_folder, model], "is a folder"),
+        ([model / "model.safetensors", model], "Name a UTF-8 text"),
     ):
-        result = CliRunner().invoke(app, arguments)
+        result = invoke(*arguments)
         assert result.exit_code == 2
         assert said in result.stderr
         assert len(result.stderr.splitlines()) == 1
+
+
+def invoke(*arguments: str | Path) -> Result:
+    app = Typer()
+    app.command()(main)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_model_is_found_as_everywhere(tmp_path: Path) -> None:
+    text = tmp_path / "short.txt"
+    text.write_text("Once upon a time, there was a little girl.", encoding="utf-8")
+    for named in ([], ["storyteller-1m"], ["weights/storyteller-1m"], [BUNDLED]):
+        result = invoke(text, *named, "--json")
+        assert result.exit_code == 0
+        assert json.loads(result.stdout)["model"] == "storyteller-1m"
+
+
+def test_model_saved_again_by_transformers_is_measured_alike(
+    model: Path, text_folder: Path, tmp_path: Path
+) -> None:
+    text = (text_folder / "stories.txt").read_text(encoding="utf-8")
+    again = tmp_path / "again"
+    LlamaForCausalLM.from_pretrained(model, dtype=torch.float32).save_pretrained(again)
+    AutoTokenizer.from_pretrained(model).save_pretrained(again)
+    assert not (again / "tokenizer.model").exists()
+    assert {**vars(measure(open_model(again), text, 32)), "model": ""} == {
+        **vars(measure(open_model(model), text, 32)),
+        "model": "",
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"hidden_act": "gelu"}, "the activation"),
+        ({"rope_parameters": {"rope_theta": 500.0}}, "states rope_theta twice"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "RoPE scaling"),
+        ({"hidden_size": 32, "head_dim": 16}, "asks for 320 x 32"),
+        ({"vocab_size": 321}, "asks for 321 x 16"),
+    ],
+)
+def test_config_that_is_not_computed_is_refused(
+    model: Path, text_folder: Path, change: dict[str, object], said: str
+) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, **change}))
+    result = invoke(text_folder / "stories.txt", model, "--context", "32")
+    assert result.exit_code == 2
+    assert result.stderr.count(said) == len(result.stderr.splitlines()) == 1
+
+
+def test_changed_rope_theta_is_computed(text_folder: Path, tmp_path: Path) -> None:
+    text = (text_folder / "stories.txt").read_text(encoding="utf-8")[:500]
+    folder = tmp_path / "copy"
+    shutil.copytree(BUNDLED, folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["rope_theta"]
+    bits = []
+    for theta in (10000.0, 500.0):
+        changed = {**config, "rope_parameters": {"rope_theta": theta}}
+        (folder / "config.json").write_text(json.dumps(changed))
+        bits.append(measure(open_model(folder), text, 512).bits_per_byte)
+    assert bits[0] == measure(open_model(BUNDLED), text, 512).bits_per_byte
+    assert bits[1] > bits[0] + 0.01
+
+
+def test_truncated_weights_are_one_sentence(model: Path, text_folder: Path) -> None:
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    result = invoke(text_folder / "stories.txt", model, "--context", "32")
+    assert result.exit_code == 2
+    assert result.stderr.count("not inside the file") == len(result.stderr.splitlines()) == 1
+
+
+def test_table_in_a_pipe_is_whole(model: Path, text_folder: Path) -> None:
+    long = model.rename(model.with_name("a-[name]-" * 20 + "end"))
+    result = invoke(text_folder / "stories.txt", long, "--context", "32")
+    assert result.exit_code == 0
+    (row,) = (line for line in result.stdout.splitlines() if long.name in line)
+    assert row.strip().endswith("100.00 %")
+
+
+def test_samples_are_json_where_json_is_asked_for(model: Path, text_folder: Path) -> None:
+    text = text_folder / "stories.txt"
+    result = invoke(text, model, "--context", "32", "--samples", "2", "--json")
+    assert result.exit_code == 0
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line.get("seed") for line in lines] == [None, 0, 1]
+    assert lines[1]["story"] != lines[2]["story"]
 
 
 @pytest.mark.shared
