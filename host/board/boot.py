@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from host.errors import LinkError
 from host.link.client import PROTOCOL_VERSION, Request
 from host.link.frames import Decoder, Frame, encode
+from host.link.refusal import refusal_in
 from host.link.transports import Transport
 
 _KEPT_BYTES = 1 << 14
@@ -75,6 +76,7 @@ def listen(line: Transport, seconds: float) -> Heard:
     """Says HELLO until it is answered or the time is over, and keeps what comes meanwhile.
 
     Raises:
+        BoardError: The board says why the kit's program cannot run on it.
         LinkError: The line is gone.
     """
     hello = b"\0" + encode(Frame(Request.HELLO, 1, struct.pack("<H", PROTOCOL_VERSION)))
@@ -87,6 +89,8 @@ def listen(line: Transport, seconds: float) -> Heard:
             next_hello = now + _HELLO_S
         data = line.read(min(next_hello, start + seconds) - now)
         said = (said + data)[-_KEPT_BYTES:]
+        if refusal := refusal_in(said):
+            raise refusal
         for got in decoder.feed(data):
             if isinstance(got, Frame) and got.type == Request.HELLO | _ANSWER:
                 return Heard(True, said)

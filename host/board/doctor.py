@@ -19,7 +19,7 @@ _SLOW_BYTES_A_SECOND = 1_000_000
 _CLOCK_S = 1e-6  # what the board's clock tells apart
 _SOON_S = 0.7
 _BOOT_S = 6.0  # for a board that loads a large model
-_RATE_S = 1.2
+_RATE_S = 2.2  # a program that cannot run says why every 2 s
 _RATES = (115200, 74880, 9600, 460800, 921600)  # 74,880: the ROM's with a 26 MHz crystal
 _SAID_LINES = 6
 
@@ -142,8 +142,6 @@ def _examine_board(device: Device, report: Report) -> None:
     report.stats = device.stats()
     if report.board.get("state") != "ready":
         report.problems.append(str(report.board.get("error") or "The board has no model."))
-    if "psram_bytes" in report.board and not report.board["psram_bytes"]:
-        report.problems.append("The board finds no PSRAM. Models need it: try another board.")
     reason = str(report.board.get("reset_reason"))
     if reason.startswith("brown-out"):
         report.problems.append("The last reset was a brown-out. Use a stronger supply: 5 V, 1 A.")

@@ -14,6 +14,7 @@ from enum import IntEnum
 
 from host.errors import BoardError, LinkError
 from host.link.frames import MAX_ENCODED, Decoder, Frame, encode
+from host.link.refusal import KEPT_BYTES, refusal_in
 from host.link.transports import Transport
 
 ANSWER = 0x80
@@ -177,10 +178,13 @@ class Pending:
         """Sends again what was not answered in time.
 
         Raises:
+            BoardError: The board says why its program cannot run.
             NoAnswer: The line has been silent for too long.
             LineTooBad: Bytes come, but no frame has been whole for too long.
         """
         now, line = self._line.now(), self._line
+        if self._kind == Request.HELLO and (refusal := refusal_in(line.said)):
+            raise refusal
         if line.is_frame_coming and now < self._latest:
             self.due = max(self.due, now) + _COMING_S / 2
             return
@@ -278,6 +282,7 @@ class Exchange:
     Attributes:
         resent: Frames sent again.
         last_byte: When the line last brought anything.
+        said: The last bytes that it brought.
         kept_seq: Of the last request whose answer the board keeps.
     """
 
@@ -289,6 +294,7 @@ class Exchange:
         self._round_trip: float | None = None
         self.resent = 0
         self.last_byte = float("-inf")
+        self.said = b""
         self.kept_seq = 0
 
     def now(self) -> float:
@@ -349,6 +355,7 @@ class Exchange:
 
         Raises:
             Refused: The board answered with a negative status.
+            BoardError: The board says why its program cannot run.
             LinkError: It did not answer.
         """
         pending = self.post(
@@ -398,6 +405,7 @@ class Exchange:
             data = self._transport.read(max(0.0, end - self.now()))
             if data:
                 self.last_byte = self.now()
+                self.said = (self.said + data)[-KEPT_BYTES:]
             self._frames.extend(f for f in self._decoder.feed(data) if isinstance(f, Frame))
             if not self._frames and self.now() >= end:
                 return None

@@ -94,7 +94,6 @@ def test_a_healthy_board_has_no_problems(
 @pytest.mark.parametrize(
     ("facts", "wanted"),
     [
-        ({"psram_bytes": 0}, "no PSRAM"),
         ({"reset_reason": "brown-out: the supply is too weak"}, "stronger supply"),
         ({"reset_reason": "watchdog"}, "was a watchdog"),
         ({"state": "no-card", "error": "There is no card."}, "There is no card."),

@@ -17,7 +17,11 @@ import rom_loader
 from rom_loader import PtyBoard
 
 from host.board import doctor
-from tests.conftest import REPOSITORY
+from host.errors import BoardError
+from host.link.client import Device
+from host.link.refusal import refusal_in
+from host.link.transports import open_port
+from tests.conftest import FIRMWARE, REPOSITORY
 
 CRASH = b"Guru Meditation Error: Core  0 panic'ed (LoadProhibited). Exception was unhandled.\r\n"
 WATCHDOG = b"rst:0x8 (TG1WDT_SYS_RESET),boot:0x13 (SPI_FAST_FLASH_BOOT)\r\n"
@@ -26,10 +30,17 @@ OTHER = b"MicroPython v1.24 on 2024-10-25; ESP32 module\r\n>>> "
 REVISION = b"E (38) boot_comm: Image requires chip rev >= v3.0, but chip is v1.0\r\n"
 
 
+NO_PSRAM = (
+    "No PSRAM was found, and the model needs it: use a board with 4 MB of PSRAM, or build for "
+    "PSRAM at 40 MHz if this one has it (docs/HARDWARE.md)."
+)
+
+
 @pytest.fixture(autouse=True)
 def _no_ports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "ports", list)
     monkeypatch.setattr(doctor, "_BOOT_S", 1.0)
+    monkeypatch.setattr(doctor, "_RATE_S", 1.0)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +62,26 @@ def test_what_a_board_says_is_explained(says: bytes, wanted: str) -> None:
     assert re.search(wanted, problem), problem
     assert report.says
     assert report.board == {}
+
+
+def test_a_board_that_cannot_run_the_program_says_why_itself() -> None:
+    with PtyBoard(io0=False, says=f"{NO_PSRAM}\r\n".encode(), loops=True) as board:
+        assert doctor.examine(board.port, 115200).problems == [NO_PSRAM]
+        with pytest.raises(BoardError) as caught:
+            Device(open_port(board.port))
+    assert str(caught.value) == NO_PSRAM
+
+
+def test_each_sentence_with_which_the_program_refuses_is_known() -> None:
+    source = (FIRMWARE / "src" / "main.c").read_text(encoding="ascii")
+    texts = re.findall(r'(?:"[^"]*"\s*)+', source)
+    said = ["".join(re.findall(r'"([^"]*)"', text)).replace("%lu", "4096") for text in texts]
+    refusals = [text.removesuffix("\\r\\n") for text in said if text.endswith(".\\r\\n")]
+    assert NO_PSRAM in refusals
+    for sentence in refusals:
+        found = refusal_in(f"{sentence[-9:]}\r\n{sentence}\r\n".encode())
+        assert str(found) == sentence
+        assert refusal_in(sentence.encode()) is None  # the rest is still to come
 
 
 def test_a_board_in_its_boot_loader_is_recognised() -> None:
