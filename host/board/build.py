@@ -76,6 +76,16 @@ def digest_of_sources(project: Path, environment: str, header: Path, text: bytes
     return digest.hexdigest()
 
 
+def digest_of_configuration(project: Path, environment: str) -> str:
+    """A digest of the configuration that PlatformIO made, or a user changed; "" for none."""
+    made = _configuration(project, environment)
+    return hashlib.sha256(made.read_bytes()).hexdigest() if made.is_file() else ""
+
+
+def _configuration(project: Path, environment: str) -> Path:
+    return project / f"sdkconfig.{environment}"
+
+
 def build(project: Path, environment: str, say: Callable[[str], None]) -> list[Image]:
     """Builds the firmware with PlatformIO; returns its images, the program last.
 
@@ -102,7 +112,7 @@ def build(project: Path, environment: str, say: Callable[[str], None]) -> list[I
 
 def _stale_configuration(project: Path, environment: str) -> Path | None:
     """PlatformIO keeps the configuration that it made, whatever it was made from changes."""
-    made = project / f"sdkconfig.{environment}"
+    made = _configuration(project, environment)
     defaults = [path.stat().st_mtime for path in project.glob("sdkconfig.defaults*")]
     is_stale = made.is_file() and made.stat().st_mtime < max(defaults, default=0)
     return made if is_stale else None

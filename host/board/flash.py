@@ -12,7 +12,14 @@ from typing import Any
 
 from host import __version__
 from host.board import boot, ui
-from host.board.build import HEADER_FOLDER, Image, build, digest_of_sources, find_project
+from host.board.build import (
+    HEADER_FOLDER,
+    Image,
+    build,
+    digest_of_configuration,
+    digest_of_sources,
+    find_project,
+)
 from host.board.contents import Contents
 from host.board.upload import Uploaded, upload
 from host.board.verify import Verified, verify
@@ -199,6 +206,7 @@ class _Past:
     """What was built and written before, as `_STAMP` keeps it."""
 
     sources: str = ""
+    configuration: str = ""  # as the build left it
     images: tuple[Image, ...] = ()
     digest: str = ""  # of the images
     written: dict[str, str] | None = None  # port: digest of the images it got last
@@ -210,7 +218,10 @@ class _Past:
             value: Any = json.loads((project / _STAMP).read_text(encoding="utf-8"))
             images = tuple(Image(int(at), Path(path)) for at, path in value["images"])
             written = {str(port): str(digest) for port, digest in value["written"].items()}
-            return _Past(str(value["sources"]), images, str(value["digest"]), written)
+            return _Past(
+                str(value["sources"]), str(value["configuration"]), images, str(value["digest"]),
+                written,
+            )  # fmt: skip
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return _Past()
 
@@ -224,6 +235,7 @@ class _Past:
 
         value = {
             "sources": self.sources,
+            "configuration": self.configuration,
             "images": [[image.offset, str(image.path)] for image in self.images],
             "digest": self.digest,
             "written": self.written or {},
@@ -233,9 +245,10 @@ class _Past:
             path.parent.mkdir(exist_ok=True)
         write_file(path, json.dumps(value).encode())
 
-    def is_built(self, sources: str) -> bool:
-        """Whether these sources were built, and the images are as the build left them."""
-        return bool(self.images) and self.sources == sources and self.digest == _digest(self.images)
+    def is_built(self, sources: str, configuration: str) -> bool:
+        """Whether these were built, and the images are as the build left them."""
+        is_same = (self.sources, self.configuration) == (sources, configuration)
+        return bool(self.images) and is_same and self.digest == _digest(self.images)
 
     def is_on(self, port: str) -> bool:
         """Whether these images went to that port last."""
@@ -275,13 +288,15 @@ def _write_program(plan: _Plan, project: Path) -> tuple[list[str], int]:
 
     sources = digest_of_sources(project, plan.environment, header, text)
     past = _Past.read(project)
-    if past.is_built(sources) and not plan.force:
+    configuration = digest_of_configuration(project, plan.environment)
+    if past.is_built(sources, configuration) and not plan.force:
         skipped.append("build")
         plan.say("2/5 build: skipped, nothing changed since the last")
     else:
         plan.say("2/5 build: PlatformIO (the first time it fetches its toolchain: minutes)")
         images = tuple(build(project, plan.environment, ui.note))
-        past = _Past(sources, images, _digest(images), past.written)
+        configuration = digest_of_configuration(project, plan.environment)
+        past = _Past(sources, configuration, images, _digest(images), past.written)
         past.save(project)
         plan.say(f"2/5 build: {images[-1].path}")
 
@@ -310,7 +325,8 @@ def _would(plan: _Plan, positions: int) -> list[str]:
     is_old = header.is_file() and header.read_bytes() == text
     past = _Past.read(plan.project)
     is_built = not plan.force and past.is_built(
-        digest_of_sources(plan.project, plan.environment, header, text)
+        digest_of_sources(plan.project, plan.environment, header, text),
+        digest_of_configuration(plan.project, plan.environment),
     )
     images = ", ".join(f"{image.path.name} at {image.offset:#x}" for image in past.images)
     if is_built and past.is_on(plan.port):

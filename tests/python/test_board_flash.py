@@ -38,6 +38,8 @@ folder = Path(sys.argv[1])
 folder.mkdir(parents=True, exist_ok=True)
 for name in ("bootloader.bin", "partitions.bin", "firmware.bin"):
     (folder / name).write_text(name + (folder.parents[2] / "firmware/src/main.c").read_text())
+configuration = folder.parents[2] / "sdkconfig.esp32cam"
+configuration.exists() or configuration.touch()  # what is there is kept
 print("A newer PlatformIO is there.")
 print(sys.argv[2])
 """
@@ -175,6 +177,22 @@ def test_a_changed_source_is_built_again_and_written_if_it_makes_a_difference(
     (project / "firmware" / "src" / "main.c").write_text("other")
     flash()
     assert tools.calls[:3] == ["pio", "pio", "esptool /dev/ttyUSB0"]
+
+
+def test_a_configuration_that_was_deleted_or_changed_is_built_again(
+    tools: Tools, flash: Flash, project: Path
+) -> None:
+    made = project / "sdkconfig.esp32cam"
+    flash()
+    made.unlink()
+    for _ in range(2):
+        tools.calls.clear()
+        flash()
+        assert tools.calls == ["pio", "pio", "upload", "verify"]
+        tools.calls.clear()
+        flash()
+        assert tools.calls == ["upload", "verify"]
+        made.write_text("CONFIG_SPIRAM_SPEED_40M=y\n")
 
 
 def test_another_port_or_a_silent_board_is_written_again(tools: Tools, flash: Flash) -> None:
