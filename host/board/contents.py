@@ -26,19 +26,30 @@ class CardFile:
     chunks: tuple[int, ...]
 
     def read(self, offset: int, count: int) -> bytes:
-        """Returns bytes of it.
+        """Returns bytes of it, as they were when the package was read.
+
+        Args:
+            offset: A multiple of `CHUNK_BYTES`.
+            count: Whole chunks, or what is left.
 
         Raises:
-            InputError: It has become shorter, or cannot be read.
+            InputError: They are others by now, or cannot be read.
         """
         try:
             with self.path.open("rb") as handle:
                 handle.seek(offset)
                 data = handle.read(count)
+        except FileNotFoundError:
+            data = b""
         except OSError as exc:
             raise explain_os_error(exc, self.path) from exc
-        if len(data) != count:
-            raise InputError(f"{self.path} is shorter than it was", "Make the package again")
+        chunks = [zlib.crc32(data[at : at + CHUNK_BYTES]) for at in range(0, count, CHUNK_BYTES)]
+        first = offset // CHUNK_BYTES
+        if len(data) != count or tuple(chunks) != self.chunks[first : first + len(chunks)]:
+            raise InputError(
+                f"The package {self.path.parent} has changed since this command began",
+                "Start the command again",
+            )
         return data
 
 

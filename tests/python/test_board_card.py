@@ -129,6 +129,17 @@ def test_a_slot_that_is_not_kept_is_refused_and_the_old_model_stays(
     assert read_slot_fingerprint(tmp_path / "card") == contents.fingerprint
 
 
+@pytest.mark.parametrize("target", ["card", "card.img"])
+def test_a_package_that_has_changed_is_no_fault_of_the_card(
+    tmp_path: Path, contents: Contents, target: str
+) -> None:
+    contents.files[0].path.write_bytes(bytes(10000))
+    with pytest.raises(InputError, match="has changed since this command began"):
+        write_target(tmp_path / target, contents)
+    assert read_slot_fingerprint(tmp_path / "card") is None
+    assert not (tmp_path / "card.img").exists()
+
+
 def test_a_disk_that_fills_up_leaves_the_old_model_current(
     tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
 ) -> None:

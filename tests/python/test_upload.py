@@ -11,7 +11,7 @@ from fake_board import CHUNK, FakeBoard, FakeLine, Faults
 
 from host.board.contents import CardFile, Contents
 from host.board.upload import upload
-from host.errors import BoardError, LinkError
+from host.errors import BoardError, InputError, LinkError
 from host.link.client import Device, Refused, Status
 
 RUNS = 40
@@ -240,6 +240,24 @@ def test_a_board_that_resets_is_found_again_and_the_upload_goes_on(tmp_path: Pat
     done = upload(Device(line), contents)
     assert_complete(board, contents)
     assert done.sent < contents.size + 5 * CHUNK
+
+
+@pytest.mark.parametrize("way", ["other bytes", "shorter", "gone"])
+def test_a_package_that_changes_meanwhile_is_said_at_once(contents: Contents, way: str) -> None:
+    path = contents.files[1].path
+
+    def change(_: int) -> None:
+        if way == "gone":
+            path.unlink(missing_ok=True)
+        else:
+            path.write_bytes(bytes(64 if way == "other bytes" else 63))
+
+    line = FakeLine(FakeBoard())
+    with pytest.raises(InputError, match=r"has changed since .* Start the command again\.$"):
+        upload(Device(line), contents, progress=change)
+    assert line.now() < 10
+    assert line.board.current == ""
+    assert line.board.files["1a2b3c4d/a.bin"] == contents.files[0].path.read_bytes()
 
 
 def test_a_line_that_dies_is_a_sentence_and_what_arrived_is_kept(contents: Contents) -> None:
