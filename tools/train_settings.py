@@ -121,11 +121,11 @@ def read_configuration(path: Path) -> Configuration:
             of range, which the message names.
     """
     try:
-        tables = tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
+        # JSON has no dates, and no setting is one: each becomes the text it was written as.
+        tables = json.loads(json.dumps(tomllib.loads(read_text(path)), default=str))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid TOML: {error}", "Correct it") from error
-    # JSON has no dates, and no setting is one: each becomes the text it was written as.
-    whole = JsonObject(json.loads(json.dumps(tables, default=str)), str(path), "Correct it")
+    whole = JsonObject(tables, str(path), "Correct it")
     _refuse_unknown(whole, [field.name for field in fields(Configuration)])
     here = path.resolve().parent
     configuration = Configuration(

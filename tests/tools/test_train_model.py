@@ -329,6 +329,8 @@ def test_checkpoint_is_never_unpickled(configuration: Path) -> None:
         ('texts = ["texts"]', 'texts = ["nowhere.txt"]', "nowhere.txt, which does not exist"),
         ("row_length = 32", "row_length = 65", "row_length = 65"),
         ("[data]", "[data", "not valid TOML"),
+        ("[data]", f"x = {'[' * 3000}\n[data]", "not valid TOML"),
+        ("steps = 20", f"steps = {'9' * 5000}", "not valid TOML"),
         ('output = "model"', "", "output is missing"),
     ],
 )
