@@ -20,7 +20,7 @@ from typing import BinaryIO
 from host.atomic import new_file
 from host.board.contents import SLOT_BYTES, CardFile, Contents, next_slot
 from host.board.fat32 import MIN_BYTES, SECTOR, format_fat32
-from host.board.stored import full_card, removable, stored_on
+from host.board.stored import full_card, removable, removable_bytes, stored_on
 from host.board.ui import size_text
 from host.errors import InputError, OutputError, ToolError, explain_os_error
 
@@ -95,7 +95,8 @@ def write_card(
         contents: The package.
         progress: Called with the bytes written.
         there: Called instead with those of files that were there already.
-        remove_old: First remove the packages that are neither current nor this one.
+        remove_old: First remove the packages that are neither current nor this one, unless even
+            that frees too little.
         say: Called with a line for each package that is removed.
 
     Raises:
@@ -117,9 +118,10 @@ def write_card(
                 there(file.size)
             else:
                 todo.append(file)
+        _check_space(card, todo, folder, remove_old=remove_old)
         if remove_old:
             _remove_old(card, contents, say)
-        _check_space(card, todo, folder)
+            _check_space(card, todo, folder)
         folder.mkdir(parents=True, exist_ok=True)
         for file in todo:
             _write_file(folder, file, progress)
@@ -132,14 +134,18 @@ def write_card(
     return done
 
 
-def _check_space(card: Path, todo: list[CardFile], folder: Path) -> None:
+def _check_space(
+    card: Path, todo: list[CardFile], folder: Path, *, remove_old: bool = False
+) -> None:
     held = 0
     for file in todo:
         with contextlib.suppress(OSError):
             held += (folder / f"{file.name}.part").stat().st_size
     need, free = sum(file.size for file in todo) - held, shutil.disk_usage(card).free
-    if need > free:
-        stored = stored_on(card / _ROOT, read_slot_fingerprint(card))
+    if need <= free:
+        return
+    stored = stored_on(card / _ROOT, read_slot_fingerprint(card))
+    if not remove_old or need > free + removable_bytes(stored, folder.name):
         raise OutputError(*full_card(str(card), free, need, stored, folder.name))
 
 

@@ -18,7 +18,7 @@ from functools import partial
 from typing import TypeVar
 
 from host.board.contents import CardFile, Contents
-from host.board.stored import full_card, removable, stored_in
+from host.board.stored import full_card, removable, removable_bytes, stored_in
 from host.board.ui import size_text
 from host.errors import BoardError, LinkError
 from host.link.client import (
@@ -91,8 +91,8 @@ def upload(
         there: Called instead with those that were there before, which say nothing of the speed.
         say: Called with a line for each package that is removed.
         max_baud: The fastest rate to try on a serial line.
-        remove_old: First remove the packages that are neither current nor this one, and their
-            unfinished files.
+        remove_old: First remove the packages that are neither current nor this one, and unfinished
+            files, unless even that frees too little.
 
     Raises:
         BoardError: The board has no card, it is full, or the like.
@@ -110,9 +110,10 @@ def upload(
             there(file.size)
         else:
             todo.append(file)
+    _persist(device, lambda: _check_space(device, contents, todo, remove_old=remove_old))
     if remove_old:
         result.removed = _persist(device, lambda: _remove_old(device, contents, say))
-    _persist(device, lambda: _check_space(device, contents, todo))
+        _persist(device, lambda: _check_space(device, contents, todo))
     for file in todo:
         _send_file(device, contents, file, result, progress, there)
         result.files += 1
@@ -185,14 +186,18 @@ def _is_listed(device: Device, name: str) -> bool:
     return any(entry.name == name for entry in device.entries())
 
 
-def _check_space(device: Device, contents: Contents, todo: list[CardFile]) -> None:
+def _check_space(
+    device: Device, contents: Contents, todo: list[CardFile], *, remove_old: bool = False
+) -> None:
     need = sum(file.size for file in todo)
     if not need:
         return
     held = sum(device.stat(_name(contents, file))[1] or 0 for file in todo)
     free, _ = device.space()
-    if need > free + held:
-        stored = stored_in(device.entries())
+    if need <= free + held:
+        return
+    stored = stored_in(device.entries())
+    if not remove_old or need > free + held + removable_bytes(stored, contents.folder):
         raise BoardError(*full_card("The card", free, need - held, stored, contents.folder))
 
 

@@ -183,6 +183,11 @@ def test_a_full_card_names_what_lies_on_it_and_removes_the_old_when_asked(
     assert "--remove-old removes what is not current and frees 5,200" in said
     assert old.is_dir()
     assert not (card / "tllm" / after.folder).exists()
+    usage = usage._replace(free=3000)
+    with pytest.raises(OutputError, match=r"--remove-old would free 5,\d+, which is not enough"):
+        write_card(card, after, remove_old=True)
+    assert old.is_dir()
+    assert part.is_file()
 
     lines: list[str] = []
     monkeypatch.undo()

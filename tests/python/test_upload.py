@@ -123,8 +123,10 @@ def test_a_full_card_says_what_lies_on_it_and_how_to_make_room(contents: Content
     assert "--remove-old removes what is not current and frees 7,330" in said
     assert board.files == before
     board.capacity -= 400
-    with pytest.raises(BoardError, match="would free 7,330, which is not enough"):
-        upload(Device(FakeLine(board)), contents, remove_old=False)
+    for remove_old in (False, True):
+        with pytest.raises(BoardError, match="would free 7,330, which is not enough"):
+            upload(Device(FakeLine(board)), contents, remove_old=remove_old)
+        assert board.files == before
 
 
 def test_remove_old_removes_all_but_the_current_and_its_own(contents: Contents) -> None:
