@@ -375,6 +375,7 @@ def card(
     ],
     package: PackageName = None,
     remove_old: RemoveOld = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an image that is there.")] = False,
     as_json: Json = False,
 ) -> None:
     """Writes a package to a card in a reader, a folder or an image.
@@ -391,8 +392,9 @@ def card(
     contents = Contents.of(resolve_package(package))
     with ui.progress("card", contents.size) as advance:
         done = write_target(
-            target, contents, advance, there=advance.there, remove_old=remove_old, say=ui.note
-        )
+            target, contents, advance, there=advance.there, remove_old=remove_old, force=force,
+            say=ui.note,
+        )  # fmt: skip
     if as_json:
         ui.show_json(asdict(done))
     else:

@@ -59,17 +59,24 @@ def write_target(
     *,
     there: Progress | None = None,
     remove_old: bool = False,
+    force: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Written:
     """Writes a package to a folder, a mounted card or, where the name ends in `.img`, an image.
 
-    An image is always made anew; for the rest see `write_card`.
+    An image is always made anew; one that is there goes only with `force`. For the rest see
+    `write_card`.
 
     Raises:
-        OutputError: It does not fit, or the card does not keep what is written.
+        OutputError: It does not fit, the card does not keep what is written, or an image is there.
         InputError: The target cannot be used.
     """
-    if target.suffix == ".img":
+    if target.suffix.lower() == ".img":
+        if not force and target.is_file() and target.stat().st_size:
+            raise OutputError(
+                f"{target} is there already, and all that it holds would be replaced",
+                "Choose another name, add --force, or mount it and name the mount point",
+            )
         return write_image(target, contents, progress)
     if target.is_block_device():
         raise InputError(

@@ -211,10 +211,14 @@ def test_what_is_no_card_is_refused(tmp_path: Path, contents: Contents) -> None:
         write_target(tmp_path / "file", contents)
 
 
-def test_an_image_is_fat32_and_holds_the_same(tmp_path: Path, contents: Contents) -> None:
-    done = write_target(tmp_path / "card.img", contents)
+@pytest.mark.parametrize("name", ["card.img", "card.IMG"])
+def test_an_image_is_fat32_and_holds_the_same(
+    tmp_path: Path, contents: Contents, name: str
+) -> None:
+    (tmp_path / name).touch()  # as mktemp does
+    done = write_target(tmp_path / name, contents)
     assert done.files == 2
-    data = bytearray((tmp_path / "card.img").read_bytes())
+    data = bytearray((tmp_path / name).read_bytes())
     assert data[82:90] == b"FAT32   "
     base = fatfs.Partition(fatfs.RamDisk(data, sector_size=512))
     base.mount()
@@ -227,6 +231,18 @@ def test_an_image_is_fat32_and_holds_the_same(tmp_path: Path, contents: Contents
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
+def test_an_image_that_is_there_is_replaced_when_asked_alone(
+    tmp_path: Path, contents: Contents
+) -> None:
+    image = tmp_path / "card.img"
+    image.write_bytes(b"photos")
+    with pytest.raises(OutputError, match=r"card\.img is there already, .* add --force"):
+        write_target(image, contents)
+    assert image.read_bytes() == b"photos"
+    write_target(image, contents, force=True)
+    assert image.stat().st_size >= MIN_BYTES
+
+
 def test_an_image_that_is_broken_off_leaves_the_old_one(
     tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +253,7 @@ def test_an_image_that_is_broken_off_leaves_the_old_one(
 
     monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        write_target(tmp_path / "card.img", contents)
+        write_target(tmp_path / "card.img", contents, force=True)
     assert (tmp_path / "card.img").read_bytes() == b"old"
     assert {p.name for p in tmp_path.iterdir()} == {"card.img", "package"}
 
