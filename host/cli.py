@@ -63,7 +63,7 @@ SimDir = Annotated[
         "--sim-dir",
         envvar="HOST_SIM_DIR",
         show_default=False,
-        help="State folder of the simulated board.",
+        help="State folder of the simulated board, which one command has at a time.",
     ),
 ]
 RemoveOld = Annotated[
@@ -226,6 +226,7 @@ def simulate(
     Any terminal program and `host -p` can talk to it.
     """
     from host.board.simulate import prepare_card, simulate
+    from host.link.transports import card_of, taken
 
     options: list[str] = []
     values = {
@@ -243,7 +244,9 @@ def simulate(
             options += [name, str(value)]
     if size:
         options.append("--size")
-    raise typer.Exit(simulate(prepare_card(package, card, sim_dir), options))
+    with taken(card or card_of(sim_dir)):
+        code = simulate(prepare_card(package, card, sim_dir), options)
+    raise typer.Exit(code)
 
 
 @app.command()

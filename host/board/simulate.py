@@ -52,10 +52,6 @@ def prepare_card(package: str | None, card: Path | None, sim_dir: Path | None) -
     from host.models import resolve_package
 
     folder = card or card_of(sim_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise explain_os_error(exc, folder) from exc
     is_empty = card is None and read_slot_fingerprint(folder) is None
     if package is not None:
         write_card(folder, Contents.of(resolve_package(package)))

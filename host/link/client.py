@@ -185,7 +185,11 @@ class Device:
         self._line = Exchange(transport)
         self._first_baud = transport.baud
         self._session = 0
-        self.hello = self._connect()
+        try:
+            self.hello = self._connect()
+        except BaseException:
+            transport.close()
+            raise
 
     def __enter__(self) -> Device:
         return self

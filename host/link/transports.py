@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -86,6 +86,38 @@ def card_of(sim_dir: Path | None = None) -> Path:
     return (sim_dir or state_dir() / "sim") / "card"
 
 
+@contextlib.contextmanager
+def taken(card: Path) -> Iterator[None]:
+    """Makes the folder that is a simulated board's card, and keeps other commands from it.
+
+    The lock is this process's: it ends with it in any way.
+
+    Raises:
+        LinkError: Another command has it.
+        HostError: The folder cannot be made.
+    """
+    import fcntl
+
+    try:
+        card.mkdir(parents=True, exist_ok=True)
+        handle = os.open(card, os.O_RDONLY)
+    except OSError as exc:
+        raise explain_os_error(exc, card) from exc
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LinkError(
+                f"The simulated board with the card {card} is in use by another command",
+                "End that one first, or choose another folder with --sim-dir",
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
+
+
 class _SimTransport:
     """The simulated board as a child process; it ends when the transport is closed."""
 
@@ -95,11 +127,9 @@ class _SimTransport:
         from host.resources import simulator
 
         executable = os.environ.get("TLLM_SIM") or simulator()
-        try:
-            card.mkdir(parents=True, exist_ok=True)
-        except OSError as exc:
-            raise explain_os_error(exc, card) from exc
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
+        self._held = contextlib.ExitStack()
+        self._held.enter_context(taken(card))
+        self._stderr = self._held.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
         try:
             # A session of its own, so that Ctrl-C reaches the host tool alone.
             self._process = subprocess.Popen(
@@ -111,7 +141,7 @@ class _SimTransport:
                 start_new_session=True,
             )
         except OSError as exc:
-            self._stderr.close()
+            self._held.close()
             raise explain_os_error(exc, executable) from exc
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -152,7 +182,7 @@ class _SimTransport:
             self._process.kill()
             self._process.wait()
         self._out.close()
-        self._stderr.close()
+        self._held.close()
 
     def _ended(self) -> HostError:
         self._process.wait()

@@ -252,6 +252,12 @@ def test_simulate_prints_where_it_is_and_ends_with_ctrl_c(
         while "socket://" not in line:
             line = process.stdout.readline()
             assert line
+        other = subprocess.run(
+            [sys.executable, "-m", "host", "upload", "-p", "sim", str(package)],
+            capture_output=True, text=True, check=False, env=environment,
+        )  # fmt: skip
+        assert other.returncode == 2
+        assert "is in use by another command" in sentence(other.stderr)
         process.send_signal(signal.SIGINT)
         assert process.wait() == 0
     slot = parse_slot((tmp_path / "sim" / "card" / "tllm" / "slot0").read_bytes())

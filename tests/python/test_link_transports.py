@@ -6,6 +6,8 @@ import errno
 import os
 import pty
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -147,6 +149,39 @@ def test_a_simulator_that_ends_says_why(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(LinkError, match=r"The memory is too small\."):
         port.read(10.0)
     port.close()
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from host.link.transports import open_port
+
+port = open_port("sim", sim_dir=Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_simulated_board_is_one_commands_until_that_ends_in_any_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "sim"
+    program.write_text("#!/bin/sh\nexec cat\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("TLLM_SIM", str(program))
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(LinkError, match=r"card is in use by another command.*--sim-dir") as no:
+            open_port("sim", sim_dir=tmp_path)
+        assert no.value.exit_code == 2
+        open_port("sim", sim_dir=tmp_path / "another").close()
+        other.kill()
+        other.wait()
+    for _ in range(2):  # one after the other, as flash and bench do
+        open_port("sim", sim_dir=tmp_path).close()
 
 
 def test_a_simulator_that_is_not_built_says_how_to_build_it(
