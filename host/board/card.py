@@ -9,6 +9,7 @@ old model or the new one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import zlib
@@ -20,7 +21,7 @@ from typing import BinaryIO
 from host.atomic import new_file
 from host.board.contents import SLOT_BYTES, CardFile, Contents, next_slot
 from host.board.fat32 import MIN_BYTES, SECTOR, format_fat32
-from host.board.stored import full_card, removable, removable_bytes, stored_on
+from host.board.stored import PART, full_card, removable, removable_bytes, room_for, stored_on
 from host.board.ui import size_text
 from host.errors import InputError, OutputError, ToolError, explain_os_error
 
@@ -125,10 +126,10 @@ def write_card(
                 there(file.size)
             else:
                 todo.append(file)
-        _check_space(card, todo, folder, remove_old=remove_old)
+        _check_space(card, contents, todo, remove_old=remove_old)
         if remove_old:
             _remove_old(card, contents, say)
-            _check_space(card, todo, folder)
+            _check_space(card, contents, todo)
         folder.mkdir(parents=True, exist_ok=True)
         for file in todo:
             _write_file(folder, file, progress)
@@ -137,23 +138,40 @@ def write_card(
         _sync_folder(folder)
         done.switched = _switch(card / _ROOT, contents.fingerprint)
     except OSError as exc:
+        if exc.errno == errno.ENOSPC:
+            raise OutputError(
+                f"{card} is full, and the package is not all on it",
+                "Remove other files, or old packages with --remove-old, and run this again: what "
+                "is whole stays",
+            ) from exc
         raise explain_os_error(exc, exc.filename or card) from exc
     return done
 
 
 def _check_space(
-    card: Path, todo: list[CardFile], folder: Path, *, remove_old: bool = False
+    card: Path, contents: Contents, todo: list[CardFile], *, remove_old: bool = False
 ) -> None:
-    held = 0
+    root, current = card / _ROOT, read_slot_fingerprint(card)
+    folder = root / contents.folder
+    block = os.statvfs(card).f_frsize if hasattr(os, "statvfs") else 1
+    need = sum(room_for(file.size, block) for file in todo)
     for file in todo:
         with contextlib.suppress(OSError):
-            held += (folder / f"{file.name}.part").stat().st_size
-    need, free = sum(file.size for file in todo) - held, shutil.disk_usage(card).free
+            need -= room_for((folder / f"{file.name}{PART}").stat().st_size, block)
+    if current != contents.fingerprint and not all((root / name).exists() for name in _SLOTS):
+        need += block
+    if not root.is_dir():
+        need += block
+    if not folder.is_dir():
+        # FAT has entries of 32 bytes: one a name, and one for each 13 of its characters.
+        entries = sum(1 + room_for(len(file.name + PART), 13) // 13 for file in todo)
+        need += room_for(32 * (2 + entries), block)
+    free = shutil.disk_usage(card).free
     if need <= free:
         return
-    stored = stored_on(card / _ROOT, read_slot_fingerprint(card))
-    if not remove_old or need > free + removable_bytes(stored, folder.name):
-        raise OutputError(*full_card(str(card), free, need, stored, folder.name))
+    stored = stored_on(root, current)
+    if not remove_old or need > free + removable_bytes(stored, folder.name, block):
+        raise OutputError(*full_card(str(card), free, need, stored, folder.name, block))
 
 
 def _remove_old(card: Path, contents: Contents, say: Callable[[str], None]) -> None:
@@ -197,7 +215,7 @@ def _spoilt(path: Path | str) -> OutputError:
 
 
 def _write_file(folder: Path, file: CardFile, progress: Progress) -> None:
-    part = folder / f"{file.name}.part"
+    part = folder / f"{file.name}{PART}"
     try:
         with part.open("wb") as handle:
             for offset in range(0, file.size, _BLOCK):

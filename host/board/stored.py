@@ -98,11 +98,16 @@ def removable(stored: Sequence[Stored], writing: str) -> list[str]:
     return names
 
 
-def removable_bytes(stored: Sequence[Stored], writing: str) -> int:
-    """Bytes of what `removable` names."""
+def room_for(size: int, block: int) -> int:
+    """Bytes that a file takes where room is given in blocks."""
+    return -(-size // block) * block
+
+
+def removable_bytes(stored: Sequence[Stored], writing: str, block: int = 1) -> int:
+    """Bytes of what `removable` names, in whole blocks."""
     names = set(removable(stored, writing))
     return sum(
-        size
+        room_for(size, block)
         for package in stored
         for name, size in package.files
         if f"{package.folder}/{name}" in names
@@ -110,7 +115,7 @@ def removable_bytes(stored: Sequence[Stored], writing: str) -> int:
 
 
 def full_card(
-    what: str, free: int, need: int, stored: Sequence[Stored], writing: str
+    what: str, free: int, need: int, stored: Sequence[Stored], writing: str, block: int = 1
 ) -> tuple[str, str]:
     """The sentence for a card without room, and the next step.
 
@@ -120,6 +125,7 @@ def full_card(
         need: Bytes that are needed.
         stored: The packages on it.
         writing: Folder of the package that is to be written.
+        block: Bytes in which room is given.
     """
     others = [package for package in stored if package.folder != writing]
     there = "; ".join(package.sentence() for package in others)
@@ -129,7 +135,7 @@ def full_card(
     )
     if there:
         message += f". On it: {there}"
-    gain = removable_bytes(stored, writing)
+    gain = removable_bytes(stored, writing, block)
     if not gain:
         return message, "Remove other files from the card, or use a larger one"
     if free + gain < need:

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import subprocess
+import types
 import zlib
 from pathlib import Path
 
@@ -152,7 +153,7 @@ def test_a_disk_that_fills_up_leaves_the_old_model_current(
         raise OSError(errno.ENOSPC, "full")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(HostError, match="card does not fit: the disk is full"):
+    with pytest.raises(HostError, match=r"card is full, .* Remove other files.* run this again"):
         write_card(tmp_path / "card", contents)
     assert read_slot_fingerprint(tmp_path / "card") == A
     assert not list((tmp_path / "card").rglob("*.part"))
@@ -172,19 +173,20 @@ def test_a_full_card_names_what_lies_on_it_and_removes_the_old_when_asked(
     (tmp_path / "next").mkdir()
     after = make_contents(tmp_path / "next", {"a.bin": 9000})
     after = Contents(B, after.files)
-    usage = shutil.disk_usage(card)._replace(free=4000)
+    usage = shutil.disk_usage(card)._replace(free=5000)
+    monkeypatch.setattr("os.statvfs", lambda _: types.SimpleNamespace(f_frsize=4096))
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     with pytest.raises(OutputError) as caught:
         write_card(card, after)
     said = str(caught.value)
-    assert "has 4,000 bytes free and the package needs 9,000: 5,000 are missing" in said
+    assert "has 5,000 bytes free and the package needs 20,480: 15,480 are missing" in said
     assert "00000001: tiny dog, 5.2 kB" in said
     assert f"{contents.folder}: no whole package, 10.1 kB, the current model" in said
-    assert "--remove-old removes what is not current and frees 5,200" in said
+    assert "--remove-old removes what is not current and frees 16,384" in said
     assert old.is_dir()
     assert not (card / "tllm" / after.folder).exists()
     usage = usage._replace(free=3000)
-    with pytest.raises(OutputError, match=r"--remove-old would free 5,\d+, which is not enough"):
+    with pytest.raises(OutputError, match="--remove-old would free 16,384, which is not enough"):
         write_card(card, after, remove_old=True)
     assert old.is_dir()
     assert part.is_file()
@@ -201,6 +203,24 @@ def test_a_full_card_names_what_lies_on_it_and_removes_the_old_when_asked(
     assert (card / "tllm" / "photos").is_dir()
     assert (card / "tllm" / contents.folder / "a.bin").is_file()
     assert read_slot_fingerprint(card) == B
+
+
+def test_room_is_counted_in_whole_blocks_and_for_folders_too(
+    tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = tmp_path / "card"
+    card.mkdir()
+    need = (3 + 1 + 3) * 4096  # a.bin, b.json; a slot and two folders
+    usage = shutil.disk_usage(card)
+    monkeypatch.setattr("os.statvfs", lambda _: types.SimpleNamespace(f_frsize=4096))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=need - 1))
+    with pytest.raises(OutputError, match=f"package needs {need:,}: 1 are missing"):
+        write_card(card, contents)
+    assert list(card.iterdir()) == []
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=need))
+    assert write_card(card, contents).switched
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=0))
+    assert write_card(card, contents).skipped == 2
 
 
 def test_what_is_no_card_is_refused(tmp_path: Path, contents: Contents) -> None:
