@@ -108,6 +108,18 @@ def test_yield_comes_at_least_each_32_kib(make_engine: MakeEngine) -> None:
         assert port.yields >= 4000 * 64 / 32768 + 10
 
 
+def test_yield_comes_for_each_token_s_attention(make_engine: MakeEngine) -> None:
+    """Of a long context a token alone reads a megabyte of the caches."""
+    model = make_model()
+    yields = []
+    for n in (1, 8):
+        engine = make_engine(model, el.Port(model, mapped=lambda _f, _a, _n: True), batch=8)
+        assert engine.feed(TOKENS[:n]) == 0
+        yields.append(engine.port.yields)
+    embedding = 7
+    assert yields[1] - yields[0] == embedding + 7 * model.shape.layers
+
+
 # --- Faults ---------------------------------------------------------------------------------------
 
 

@@ -181,6 +181,26 @@ def test_frequencies_are_those_of_softmax(engine: el.Engine) -> None:
         assert abs(counts[10 * i] - draws * p) < 5 * math.sqrt(draws * p * (1 - p))
 
 
+def test_yield_comes_for_each_1024_tokens_in_order(make_engine: Callable[..., el.Engine]) -> None:
+    """A stop costs the logits, and nothing of the generator."""
+    model = make_model(Shape(vocab=5000, layers=1))
+    logits = [5000 - i for i in range(5000)]
+
+    def sampled(engine: el.Engine) -> tuple[int, int]:
+        return sample(engine, logits, -30, 7, temperature=6553600, top_p=65535)
+
+    engine = make_engine(model)
+    token, state = sampled(engine)
+    assert token >= 0
+    assert state == draw(7)[1]
+    assert engine.port.yields == 5
+    for cancel_at in range(1, 6):
+        port = el.Port(model, cancel_at=cancel_at)
+        engine = make_engine(model, port)
+        assert sampled(engine) == (el.CANCELLED, 7)
+        assert sampled(engine) == (token, state)
+
+
 def test_generator_is_splitmix64(engine: el.Engine) -> None:
     """The published first outputs for seed 1234567 (Vigna's splitmix64.c), upper halves."""
     rng = engine.ffi.new("struct tllm_rng *", {"state": 1234567})

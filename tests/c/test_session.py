@@ -174,6 +174,28 @@ def test_cancelled_and_failed_it_goes_on(make_engine: MakeEngine, model: TinyMod
     assert session.next() == (1, expected, 0)
 
 
+def test_cancelled_while_it_samples_it_goes_on(make_engine: MakeEngine, model: TinyModel) -> None:
+    def session(cancel_at: int = -1) -> Session:
+        session = Session(make_engine(model, el.Port(model, cancel_at=cancel_at)))
+        session.struct.sampling.temperature = 131072
+        session.struct.sampling.top_p = 60000
+        session.struct.rng.state = 3
+        assert session.prompt(3, 4) == 0
+        return session
+
+    clean = session()
+    expected = [clean.next() for _ in range(4)]
+    evaluation = clean.engine.port.yields
+    alone = Session(make_engine(model, el.Port(model)))
+    assert alone.engine.feed([1, 3, 4]) == 0
+    sampling = alone.engine.port.yields + 1  # the first yield after the prompt's evaluation
+    assert sampling < evaluation
+    stopped = session(sampling)
+    assert stopped.next() == (0, 999, END_CANCELLED)
+    assert stopped.engine.n_past == 3
+    assert [stopped.next() for _ in range(4)] == expected
+
+
 def test_nothing_to_say_to_nothing(make_engine: MakeEngine, model: TinyModel) -> None:
     assert Session(make_engine(model)).next()[0] == el.ARG
 

@@ -193,22 +193,23 @@ static int key_or_value(struct tllm_engine *engine, uint32_t layer, uint32_t n,
 
 struct attention_job {
     struct tllm_engine *engine;
-    uint32_t layer, n;
+    uint32_t layer, i; /* i: of the batch's tokens */
 };
 
-/* Every parts-th of the n * heads heads. */
+/* Every parts-th of a token's heads. */
 static void attention_part(void *arg, uint32_t part, uint32_t parts) {
     const struct attention_job *job = arg;
     struct tllm_engine *engine = job->engine;
     const struct tllm_model *model = engine->model;
     struct tllm_private *p = &engine->p;
     uint32_t d = model->head_dim, stride = model->kv_heads * d;
+    uint32_t i = job->i;
     size_t start = slot(engine, job->layer, 0);
-    for (uint32_t task = part; task < job->n * model->heads; task += parts) {
-        uint32_t i = task / model->heads, head = task % model->heads;
+    for (uint32_t head = part; head < model->heads; head += parts) {
         uint32_t group = head / (model->heads / model->kv_heads);
+        size_t at = ((size_t)i * model->heads + head) * d;
         const struct tllm_attention attention = {
-            .q = p->q + (size_t)task * d,
+            .q = p->q + at,
             .q_e = p->q_e[i],
             .k = p->k_cache + start * stride + (size_t)group * d,
             .v = p->v_cache + start * stride + (size_t)group * d,
@@ -220,24 +221,28 @@ static void attention_part(void *arg, uint32_t part, uint32_t parts) {
             .scale = model->attn_scale,
         };
         int32_t e = tllm_attend(&attention, p->scores + (size_t)part * engine->context,
-                                p->attention + (size_t)part * d, p->a + (size_t)task * d);
+                                p->attention + (size_t)part * d, p->a + at);
         if (head == 0)
             p->a_e[i] = e; /* the same for every head */
     }
 }
 
-/* x (n, heads * head_dim) = softmax(q K / sqrt(head_dim)) V */
-static void attend(struct tllm_engine *engine, uint32_t layer, uint32_t n) {
+/* x (n, heads * head_dim) = softmax(q K / sqrt(head_dim)) V. A token at a time: of a long context
+ * each reads a megabyte of the caches. */
+static int attend(struct tllm_engine *engine, uint32_t layer, uint32_t n) {
     const struct tllm_model *model = engine->model;
     struct tllm_private *p = &engine->p;
-    struct attention_job job = {engine, layer, n};
-    tllm_parallel(engine, attention_part, &job, engine->parts);
     uint32_t width = model->heads * model->head_dim;
-    for (uint32_t i = 0; i < n; i++) {
+    int error = TLLM_OK;
+    for (uint32_t i = 0; error == TLLM_OK && i < n; i++) {
+        struct attention_job job = {engine, layer, i};
         int16_t *x = p->x + (size_t)i * width;
+        tllm_parallel(engine, attention_part, &job, engine->parts);
         p->x_e[i] = tllm_to16(p->a + (size_t)i * width, width, p->a_e[i], x);
         report(engine, TLLM_STAGE_ATTN, layer, engine->n_past + i, x, width, 2, p->x_e[i]);
+        error = tllm_yield(engine);
     }
+    return error;
 }
 
 /* ---- the blocks ---- */
@@ -250,9 +255,10 @@ static int attention_block(struct tllm_engine *engine, uint32_t layer, uint32_t 
         error = key_or_value(engine, layer, n, TLLM_STAGE_K);
     if (error == TLLM_OK)
         error = key_or_value(engine, layer, n, TLLM_STAGE_V);
+    if (error == TLLM_OK)
+        error = attend(engine, layer, n);
     if (error != TLLM_OK)
         return error;
-    attend(engine, layer, n);
     return project_and_add(engine, layer, TLLM_O_PROJ, n, TLLM_STAGE_ATTN_OUT);
 }
 

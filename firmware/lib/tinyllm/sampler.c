@@ -1,11 +1,12 @@
 #include "fixed.h"
-#include "tinyllm.h"
+#include "stream.h"
 
 #define ONE_Q16         65536u
 #define MIN_TEMPERATURE 655u
 #define MAX_TEMPERATURE 6553600u
 #define MAX_PENALTY     131072u
 #define PENALTY_WINDOW  64u
+#define YIELD_EACH      1024u /* tokens taken in order: some 50 ms where memory is slow */
 
 uint32_t tllm_rng_next(struct tllm_rng *rng) {
     uint64_t z = rng->state += 0x9E3779B97F4A7C15u;
@@ -73,6 +74,7 @@ static uint32_t reach(const struct softmax *softmax) {
 
 /* A binary heap, the first in order on top. What was taken stays behind it, last taken first. */
 struct order {
+    struct tllm_engine *engine;
     const int32_t *logits;
     uint32_t *tokens;
     uint32_t held, total;
@@ -108,16 +110,22 @@ static void order_start(struct order *order, const struct softmax *softmax, uint
         sift_down(order, at - 1);
 }
 
-/* The token at a rank below order->total, taken from the heap when it has to be. */
-static uint32_t ranked(struct order *order, uint32_t rank) {
+/* The token at a rank below order->total, taken from the heap when it has to be, or
+ * TLLM_E_CANCELLED. */
+static int32_t ranked(struct order *order, uint32_t rank) {
     while (order->total - order->held <= rank) {
         uint32_t top = order->tokens[0];
+        if ((order->total - order->held) % YIELD_EACH == 0) {
+            int error = tllm_yield(order->engine);
+            if (error != TLLM_OK)
+                return error;
+        }
         order->tokens[0] = order->tokens[--order->held];
         order->tokens[order->held] = top;
         if (order->held > 0)
             sift_down(order, 0);
     }
-    return order->tokens[order->total - 1 - rank];
+    return (int32_t)order->tokens[order->total - 1 - rank];
 }
 
 /* ---- the draw ---- */
@@ -127,25 +135,34 @@ static int32_t draw(struct order *order, const struct softmax *softmax,
     bool all = sampling->top_k == 0 || sampling->top_k >= order->total;
     uint32_t candidates = all ? order->total : sampling->top_k;
     uint64_t total = 0; /* at most 2^17 * 2^30 */
-    for (uint32_t i = 0; i < candidates; i++)
-        total += mass(softmax, all ? order->tokens[i] : ranked(order, i));
+    for (uint32_t i = 0; i < candidates; i++) {
+        int32_t token = all ? (int32_t)order->tokens[i] : ranked(order, i);
+        if (token < 0)
+            return token;
+        total += mass(softmax, (uint32_t)token);
+    }
     if (sampling->top_p < ONE_Q16) {
         uint64_t wanted = sampling->top_p * total, sum = 0;
         uint32_t n = 0;
-        do
-            sum += mass(softmax, ranked(order, n++));
-        while (sum * ONE_Q16 < wanted);
+        do {
+            int32_t token = ranked(order, n++);
+            if (token < 0)
+                return token;
+            sum += mass(softmax, (uint32_t)token);
+        } while (sum * ONE_Q16 < wanted);
         candidates = n;
         total = sum;
     }
     uint64_t target = ((total >> 16) * tllm_rng_next(rng)) >> 16, sum = 0;
     for (uint32_t i = 0; i < candidates; i++) {
-        uint32_t token = ranked(order, i);
-        sum += mass(softmax, token);
+        int32_t token = ranked(order, i);
+        if (token < 0)
+            return token;
+        sum += mass(softmax, (uint32_t)token);
         if (sum > target)
-            return (int32_t)token;
+            return token;
     }
-    return (int32_t)ranked(order, 0); /* never: target < total = sum */
+    return ranked(order, 0); /* never: target < total = sum */
 }
 
 static bool sampling_ok(const struct tllm_sampling *sampling) {
@@ -176,7 +193,7 @@ int32_t tllm_sample(struct tllm_engine *engine, const struct tllm_sampling *samp
         engine->logits_exponent + TLLM_LOG2E_E + 16,
         (int64_t)(((uint64_t)1 << 32) / sampling->temperature),
     };
-    struct order order = {engine->logits, engine->heap, 0, 0};
+    struct order order = {engine, engine->logits, engine->heap, 0, 0};
     order_start(&order, &softmax, vocab);
     return draw(&order, &softmax, sampling, rng);
 }

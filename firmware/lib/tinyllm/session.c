@@ -115,6 +115,10 @@ int tllm_session_next(struct tllm_session *session, uint32_t *token, enum tllm_e
         return error;
     int32_t sampled =
         tllm_sample(engine, &session->sampling, &session->rng, session->tokens, session->n);
+    if (sampled == TLLM_E_CANCELLED) {
+        *end = TLLM_END_CANCELLED;
+        return 0;
+    }
     if (sampled < 0)
         return sampled;
     if (is_stop(engine->model, sampled)) {

@@ -38,7 +38,7 @@ static int fail(struct tllm_engine *engine, int error, uint32_t file, uint32_t a
     return error;
 }
 
-static int yield(struct tllm_engine *engine) {
+int tllm_yield(struct tllm_engine *engine) {
     const struct tllm_port *port = engine->port;
     return port->yield != NULL && port->yield(port->ctx) != 0 ? TLLM_E_CANCELLED : TLLM_OK;
 }
@@ -201,7 +201,7 @@ static int hand_on(struct tllm_engine *engine, struct rows *rows, const uint8_t 
         len -= n * rows->row_bytes;
         whole -= n;
         if (whole > 0) {
-            int error = yield(engine);
+            int error = tllm_yield(engine);
             if (error != TLLM_OK)
                 return error;
         }
@@ -234,7 +234,7 @@ int tllm_stream_rows(struct tllm_engine *engine, uint32_t index, uint32_t first,
         if (error == TLLM_OK && streamed && engine->check_streamed)
             error = check_window(engine, &window, data);
         if (error == TLLM_OK)
-            error = yield(engine);
+            error = tllm_yield(engine);
         if (error == TLLM_OK)
             error = hand_on(engine, &rows, data, window.to - window.from);
         if (error != TLLM_OK)

@@ -32,6 +32,9 @@ uint32_t tllm_tensor_row_bytes(const struct tllm_tensor *tensor);
 void tllm_parallel(struct tllm_engine *engine, void (*fn)(void *, uint32_t, uint32_t), void *arg,
                    uint32_t parts);
 
+/* Lets the port look about; TLLM_E_CANCELLED if it wants a stop. */
+int tllm_yield(struct tllm_engine *engine) TLLM_MUST_CHECK;
+
 /* Microseconds by the port's clock, 0 without one. */
 uint64_t tllm_now(const struct tllm_engine *engine);
 

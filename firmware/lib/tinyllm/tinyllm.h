@@ -155,7 +155,8 @@ struct tllm_port {
     /* Microseconds from any start; wraps at 2^64. For statistics alone. */
     uint64_t (*now_us)(void *ctx);
 
-    /* Called at least once for each 32 KB of weights, or row of more: feeds a watchdog. Non-zero
+    /* Called at least once for each 32 KB of weights, or row of more, for each token's attention in
+     * a layer, and for each 1,024 tokens that the sampler puts in order: feeds a watchdog. Non-zero
      * cancels. */
     int (*yield)(void *ctx);
 };
@@ -302,7 +303,8 @@ uint32_t tllm_rng_next(struct tllm_rng *rng);
 
 /*
  * The next token from engine->logits (which it may change in place). history: the session's
- * tokens, of which the last 64 are penalised. Returns the id or a negative error.
+ * tokens, of which the last 64 are penalised. Returns the id or a negative error: after
+ * TLLM_E_CANCELLED the logits are spent.
  */
 int32_t tllm_sample(struct tllm_engine *engine, const struct tllm_sampling *sampling,
                     struct tllm_rng *rng, const uint32_t *history,
