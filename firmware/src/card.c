@@ -46,10 +46,9 @@ static void set_timeout(int ms) {
 }
 
 static void work(void) {
-    const unsigned closing = atomic_exchange(&card_state.closing, 0);
     set_timeout(0);
     for (int i = 0; i < (int)CARD_FILES; i++)
-        if (closing & 1u << i)
+        if (atomic_exchange(&card_state.files[i].closing, false))
             (void)card_close_now(i);
     set_timeout(card_job.writes ? 0 : READ_TIMEOUT_MS);
     card_job.status = card_job.run();
@@ -60,7 +59,7 @@ bool card_job_ended(uint32_t wait_ms) {
         card_job.under_way = false;
         if (atomic_load(&card_job.given_up) && card_job.run == card_open_now &&
             card_job.status >= 0)
-            atomic_fetch_or(&card_state.closing, 1u << card_job.status); /* nobody knows of it */
+            atomic_store(&card_state.files[card_job.status].closing, true); /* nobody knows of it */
     }
     return !card_job.under_way;
 }

@@ -16,18 +16,18 @@
 #define CARD_DRIVE "0:"
 #define CARD_PATH  (DEV_PATH + sizeof CARD_DRIVE)
 #define CARD_FILES (DEV_HANDLES + 2u)
-#define CARD_LINKS 64u /* a file in more than 31 pieces is read through FatFs */
+#define CARD_LINKS 16u /* a file in more than 7 pieces is read through FatFs */
 
 struct card_file {
     FIL file;
     DWORD links[CARD_LINKS];
-    bool used, mapped; /* mapped: links is its link map */
+    bool used, mapped;   /* mapped: links is its link map */
+    atomic_bool closing; /* the next job closes it */
 };
 
 struct card_state {
     sdmmc_card_t *sdmmc; /* NULL: not mounted */
     struct card_file files[CARD_FILES];
-    atomic_uint closing; /* bit i: file i, which the next job closes */
 };
 
 struct card_job {

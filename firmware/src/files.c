@@ -61,11 +61,12 @@ static int status_of(FRESULT result) {
     }
 }
 
+/* Of a file that is only read FatFs keeps nothing: it is forgotten, and a dead card not asked. */
 int card_close_now(int file) {
-    if (!card_state.files[file].used)
-        return 0;
-    card_state.files[file].used = false;
-    return status_of(f_close(&card_state.files[file].file));
+    struct card_file *open = &card_state.files[file];
+    const bool written = open->used && open->file.flag & FA_WRITE;
+    open->used = false;
+    return written ? status_of(f_close(&open->file)) : 0;
 }
 
 int card_open_now(void) {
@@ -113,7 +114,7 @@ int card_file_close(void *ctx, int file) {
     const int status = ready_file(file);
     (void)ctx;
     if (status == TLLM_E_CANCELLED && file >= 0 && file < (int)CARD_FILES) {
-        atomic_fetch_or(&card_state.closing, 1u << file);
+        atomic_store(&card_state.files[file].closing, true);
         return 0;
     }
     return status < 0 ? status : card_job_write(close_now);

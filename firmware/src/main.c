@@ -85,6 +85,8 @@ static void describe(void *ctx, struct dev_board *board) {
     board->reset_reason = reset_reason();
     board->psram_bytes = (uint32_t)memory.psram_bytes;
     board->psram_mhz = CONFIG_SPIRAM_SPEED;
+    board->fast_block = memory.fast_largest;
+    board->bulk_block = memory.bulk_largest;
 }
 
 static const struct dev_port port = {

@@ -39,6 +39,7 @@ def test_answers_as_the_simulated_board(board: Run, answer: str, package: Path) 
     done = board()
     assert text_of(done.stdout) == answer
     assert "on ESP32-CAM\nreset: power-on\n" in done.stdout
+    assert "\nlargest free blocks: 163840 internal, 4194304 PSRAM\n" in done.stdout
     assert "card: SDHC 15.9 GB FAKE, 4-bit 40 MHz\n" in done.stdout
     weights = sum(path.stat().st_size for path in package.glob("*.bin"))
     assert sectors(done)[0] * 512 >= weights
@@ -47,7 +48,7 @@ def test_answers_as_the_simulated_board(board: Run, answer: str, package: Path) 
 
 @pytest.mark.parametrize("piece", [1, 2, 64])
 def test_streams_through_the_clusters(board: Run, answer: str, piece: int) -> None:
-    done = board(PSRAM=STREAMING, PIECE=piece)
+    done = board(PSRAM=STREAMING, PIECE=piece, CSIZE=16)
     assert text_of(done.stdout) == answer
     assert sectors(done)[0] > 5000
     assert sectors(done)[1] == 0

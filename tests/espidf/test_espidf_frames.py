@@ -14,9 +14,14 @@ import pytest
 from host.board.contents import Contents, parse_slot
 from host.board.upload import upload
 from host.errors import HostError
-from tests.espidf.conftest import STREAMING, Run, connected, texts_of
+from host.link.client import Refused
+from host.link.frames import Frame, encode
+from tests.conftest import Quantized
+from tests.espidf.conftest import STREAMING, Run, connected, stops_of, texts_of
 
 SECOND = 1_000_000
+STOP = encode(Frame(0x05, 250, b"")).hex()
+CAPTURE, CANCELLED = 0x14, -9
 
 
 @pytest.mark.parametrize("psram", [STREAMING, 4 << 20])
@@ -132,8 +137,8 @@ def test_an_upload_whose_writes_all_fail_ends_with_a_sentence(
 def test_all_that_an_upload_sends_ahead_has_room(
     script: Callable[..., Path], package: Path, empty: Path, tmp_path: Path
 ) -> None:
-    """As where the card takes its time: the board looks once the host waits for its answer."""
-    notes = script(AHEAD_MS=60)
+    """As where the card takes its time: the board looks once the host has sent most of a window."""
+    notes = script(AHEAD=30_000)
     with connected(tmp_path, empty) as device:
         upload(device, Contents.of(package))
     waited = re.search(r"line: at most (\d+) bytes waited, (\d+) were lost", notes.read_text())
@@ -147,12 +152,12 @@ def test_a_read_that_comes_short_is_made_again(
 ) -> None:
     """Of a file in too many pieces, read through FatFs; nothing but its length tells."""
     (in_slot / "tllm" / "big").write_bytes(bytes(range(256)) * 16 * 60)
-    notes = script(PIECE=1, CSIZE=1, SHORT_AT=530)  # the 30th chunk: loading takes 500 reads
+    notes = script(PIECE=1, CSIZE=1, SHORT_AT=112)  # the 30th chunk: loading takes 82 reads
     with connected(tmp_path, in_slot) as device:
         assert set(device.sums("big", 60)) == {zlib.crc32(bytes(range(256)) * 16)}
     noted = notes.read_text()
-    assert "read 530 came short" in noted
-    assert "; 561 reads" in noted
+    assert "read 112 came short" in noted
+    assert "; 143 reads" in noted
 
 
 def test_an_upload_to_a_full_card_says_so_and_the_old_model_answers(
@@ -182,3 +187,51 @@ def test_an_upload_is_taken_up_after_a_pulled_card(
         upload(device, contents)
     assert re.search(r"mount 1-bit 20000 kHz: 0\n", notes.read_text())
     assert texts_of(board(CARD=kept).stdout) == [answer]
+
+
+# --- A large vocabulary ---------------------------------------------------------------------------
+
+LOGITS = 13
+
+
+@pytest.fixture
+def tiny_llm(quantized: Quantized) -> Path:
+    return quantized("tiny-llm-surrogate")
+
+
+def test_logits_sent_slowly_starve_no_watchdog(
+    script: Callable[..., Path], tiny_llm: Path, tmp_path: Path
+) -> None:
+    """128 KB take 11 s at 115,200 baud; a frame of them 0.4 s."""
+    notes = script()
+    with connected(tmp_path, tiny_llm) as device:
+        captured = device.capture(LOGITS, 0, 1, 0)
+    assert len(captured.mantissas) == 32000
+    longest = re.search(r"watchdog fed at least each (\d+) us", notes.read_text())
+    assert longest is not None
+    assert 0.3 * SECOND < int(longest[1]) < 0.5 * SECOND
+
+
+def test_a_capture_is_stopped(script: Callable[..., Path], tiny_llm: Path, tmp_path: Path) -> None:
+    notes = script(STOP=STOP, STOP_TYPE=CAPTURE, STOP_STEP_US=5 * SECOND, STOPS=1)
+    with connected(tmp_path, tiny_llm) as device:
+        with pytest.raises(Refused) as refused:
+            device.capture(LOGITS, 0, 1, 0)
+        assert refused.value.status == CANCELLED
+        assert device.stats()["n_past"] == 0
+    assert 0 < max(stops_of(notes.read_text())) < SECOND
+
+
+def test_a_card_is_read_in_32_kb(
+    script: Callable[..., Path], tiny_llm: Path, tmp_path: Path
+) -> None:
+    notes = script(CSIZE=64)
+    with connected(tmp_path, tiny_llm) as device:
+        device.sampling(0, 0, 65536, 65536, 1)
+        device.generate("Once upon a time", 4, lambda _: None)
+        streamed = device.stats()["read_bytes"]
+    sectors, reads = map(
+        int, re.findall(r"sectors: (\d+) raw, .*; (\d+) reads", notes.read_text())[0]
+    )
+    assert streamed > 4 * 4_000_000
+    assert sectors * 512 / reads > 0.9 * 32768

@@ -26,7 +26,7 @@ PROMPT, GENERATE, READ_TEST, CHECK, SUMS, COMMIT = "Once upon a time", 0x12, 0x3
 CARDS = {
     "resident": {},
     "streamed": {"PSRAM": STREAMING},
-    "in pieces": {"PSRAM": STREAMING, "PIECE": 1},
+    "in pieces": {"PSRAM": STREAMING, "PIECE": 1, "CSIZE": 16},
     "through FatFs": {"PSRAM": STREAMING, "PIECE": 1, "CSIZE": 1},
     "one read fails": {"PSRAM": STREAMING, "READ_FAIL": 300, "READ_FAIL_EVERY": 60},
     "three fail": {"PSRAM": STREAMING, "READ_FAIL": 300, "READ_FAIL_EVERY": 60, "READ_FAILS": 3},

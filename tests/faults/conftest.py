@@ -26,10 +26,10 @@ def library(compile_c: Compile, gcc: str) -> Any:
     return ram_board.open_library(path)
 
 
-def make_package(folder: Path, seed: int, vocab: int = 264) -> Path:
-    """A package of one layer with random weights."""
+def make_package(folder: Path, seed: int, vocab: int = 264, layers: int = 1) -> Path:
+    """A package with random weights."""
     shape = Shape(
-        vocab_size=vocab, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        vocab_size=vocab, hidden_size=16, intermediate_size=24, num_hidden_layers=layers,
         num_attention_heads=2, num_key_value_heads=1, head_dim=8, max_position_embeddings=32,
     )  # fmt: skip
     folder.mkdir()

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #define FILES      128
-#define HANDLES    16
+#define HANDLES    (DEV_HANDLES + 8u)
 #define LINE_BYTES (1u << 16)
 #define AHEAD      4096u
 #define NS         1000000000u
@@ -225,7 +225,7 @@ static int file_open(void *ctx, const char *path, enum dev_open how) {
     if (board->gone) {
         return DEV_E_NO_CARD;
     }
-    while (handle < HANDLES && board->handles[handle] >= 0) {
+    while (handle < (int)HANDLES && board->handles[handle] >= 0) {
         ++handle;
     }
     if (handle >= (int)DEV_HANDLES + 2) {
@@ -242,7 +242,7 @@ static int file_open(void *ctx, const char *path, enum dev_open how) {
 }
 
 static struct ram_file *opened(struct ram_board *board, int handle) {
-    if (handle < 0 || handle >= HANDLES || board->handles[handle] < 0) {
+    if (handle < 0 || handle >= (int)HANDLES || board->handles[handle] < 0) {
         abort(); /* a handle that is not open */
     }
     return &board->files[board->handles[handle]];
@@ -329,7 +329,7 @@ static int file_remove(void *ctx, const char *path) {
             return DEV_E_FS;
         }
     }
-    for (int i = 0; i < HANDLES; ++i) {
+    for (uint32_t i = 0; i < HANDLES; ++i) {
         if (board->handles[i] == file) {
             abort(); /* it is open */
         }
@@ -463,7 +463,7 @@ struct dev_port *ram_board_port(struct ram_board *board) {
 }
 
 int ram_board_boot(struct ram_board *board) {
-    for (int i = 0; i < HANDLES; ++i) {
+    for (uint32_t i = 0; i < HANDLES; ++i) {
         board->handles[i] = -1;
     }
     board->boots++;

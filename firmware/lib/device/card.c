@@ -32,28 +32,29 @@ void dev_package_dir(char *dir, const uint8_t *fingerprint) {
     dev_text_hex(&text, fingerprint, 4);
 }
 
-/* The least recently used handle gives way. */
+/* Where no handle is free the one used last gives way: a pass takes the files in turn, so its file
+ * is wanted again last. */
 static int open_model_file(struct dev *dev, uint32_t file) {
-    uint32_t oldest = 0;
+    uint32_t at = 0;
     for (uint32_t i = 0; i < DEV_HANDLES; ++i) {
         if (dev->handles[i].handle >= 0 && dev->handles[i].file == file) {
             dev->handles[i].used = ++dev->handle_clock;
             return dev->handles[i].handle;
         }
-        if (dev->handles[oldest].handle >= 0 &&
-            (dev->handles[i].handle < 0 || dev->handles[i].used < dev->handles[oldest].used)) {
-            oldest = i;
+        if (dev->handles[at].handle >= 0 &&
+            (dev->handles[i].handle < 0 || dev->handles[i].used > dev->handles[at].used)) {
+            at = i;
         }
     }
-    if (dev->handles[oldest].handle >= 0) {
-        dev->port->file_close(dev->port->ctx, dev->handles[oldest].handle);
+    if (dev->handles[at].handle >= 0) {
+        dev->port->file_close(dev->port->ctx, dev->handles[at].handle);
     }
     char path[DEV_PATH];
     dev_package_path(path, dev->dir, dev->model->files[file].name);
     const int handle = dev->port->file_open(dev->port->ctx, path, DEV_READ);
-    dev->handles[oldest].handle = handle < 0 ? -1 : handle;
-    dev->handles[oldest].file = file;
-    dev->handles[oldest].used = ++dev->handle_clock;
+    dev->handles[at].handle = handle < 0 ? -1 : handle;
+    dev->handles[at].file = file;
+    dev->handles[at].used = ++dev->handle_clock;
     return handle;
 }
 
@@ -257,5 +258,12 @@ int dev_slots_switch(struct dev *dev, const uint8_t *fingerprint) {
     status = status == 0 ? port->file_truncate(port->ctx, file, SLOT_BYTES) : status;
     status = status == 0 ? port->file_sync(port->ctx, file) : status;
     const int closed = port->file_close(port->ctx, file);
-    return status == 0 ? closed : status;
+    status = status == 0 ? closed : status;
+    status = status == 0 ? dev_slots_read(dev, &slots) : status;
+    if (status == 0 &&
+        !(slots.valid[other] && memcmp(slots.fingerprint[other], fingerprint, 32) == 0)) {
+        return dev_fail(dev, TLLM_E_IO,
+                        "The card does not keep what is written to it: use another card.");
+    }
+    return status;
 }

@@ -378,6 +378,13 @@ static void banner(struct dev *dev) {
     dev_text_add(&text, " bytes fast, ");
     dev_text_number(&text, dev->bulk.size);
     dev_text_add(&text, " bytes bulk\n");
+    if (board.fast_block > 0) {
+        dev_text_add(&text, "largest free blocks: ");
+        dev_text_number(&text, board.fast_block);
+        dev_text_add(&text, " internal, ");
+        dev_text_number(&text, board.bulk_block);
+        dev_text_add(&text, " PSRAM\n");
+    }
     dev_report(dev, buffer);
 }
 

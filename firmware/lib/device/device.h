@@ -35,7 +35,7 @@ enum dev_error {
 #define DEV_LINE     2048u /* bytes of a console line */
 #define DEV_WINDOW   8u    /* chunks that an upload may be ahead of what is written */
 #define DEV_KEPT     2048u /* last bytes of an answer's text that are kept for the host */
-#define DEV_HANDLES  8u    /* files of the model that are open at once */
+#define DEV_HANDLES  62u   /* files of the model that are open at once */
 #define DEV_PIECE    1024u /* bytes of one token's text at most, and 16 */
 #define DEV_PATH     64u   /* bytes of a path, with its NUL */
 #define DEV_SENTENCE 256u  /* bytes of an error's text, with its NUL */
@@ -56,7 +56,8 @@ struct dev_board {
     const char *card_mode;    /* "4-bit 40 MHz" */
     const char *reset_reason; /* "power-on", "brown-out", "watchdog", ... */
     uint32_t psram_bytes;
-    uint32_t psram_mhz; /* of its bus; 0 where not known */
+    uint32_t psram_mhz;            /* of its bus; 0 where not known */
+    size_t fast_block, bulk_block; /* bytes of the largest free blocks that the regions came from */
 };
 
 /*

@@ -24,6 +24,18 @@ static int copy_again(struct dev *dev, int status, const char *file, const char 
     return status;
 }
 
+/* Words for what tllm found in a file. */
+static int refused(struct dev *dev, int status, const char *file) {
+    if (status != TLLM_E_VERSION) {
+        return copy_again(dev, status, file, " is damaged");
+    }
+    struct dev_text *text = dev_error(dev);
+    dev_text_add(text, file);
+    dev_text_add(text, " is of a version that this firmware does not read (use the host tool and "
+                       "the firmware of one release), or damaged (copy the package again).");
+    return status;
+}
+
 static int check_memory(struct dev *dev, const char *region, const struct dev_arena *arena) {
     if (arena->used <= arena->size) {
         return 0;
@@ -82,7 +94,7 @@ static int parse_descriptor(struct dev *dev, int file, uint32_t size, const uint
     }
     const int32_t storage_bytes = tllm_descriptor_storage(dev->io, HEADER);
     if (storage_bytes < 0) {
-        return copy_again(dev, storage_bytes, "descriptor.bin", " is damaged");
+        return refused(dev, storage_bytes, "descriptor.bin");
     }
     if (dev_get_u32(dev->io + 8) != size) {
         return copy_again(dev, TLLM_E_FORMAT, "descriptor.bin", " is not as long as it says");
@@ -113,7 +125,7 @@ static int parse_descriptor(struct dev *dev, int file, uint32_t size, const uint
     }
     status = tllm_descriptor_parse(whole, size, &dev->parsed, storage, (size_t)storage_bytes);
     if (status != 0) {
-        return copy_again(dev, status, "descriptor.bin", " is damaged");
+        return refused(dev, status, "descriptor.bin");
     }
     dev->model = &dev->parsed;
     return 0;
@@ -248,7 +260,7 @@ static int load_tokenizer(struct dev *dev) {
     }
     status = tllm_tokenizer_init(&dev->tokenizer, dev->vocabulary, size);
     if (status != 0) {
-        return copy_again(dev, status, "tokenizer.bin", " is damaged");
+        return refused(dev, status, "tokenizer.bin");
     }
     if (dev->tokenizer.vocab > dev->model->vocab ||
         dev_get_u32(dev->vocabulary + 40) > DEV_PIECE - 16) {
@@ -290,11 +302,13 @@ static int keep_weights(struct dev *dev) {
 
 /* ---- the plan ---- */
 
-/* The engine with the largest streaming buffers and batch that the fast region holds. */
+/* The engine with the largest streaming buffers, and with these the largest batch, that the fast
+ * region holds: a card is slow in small reads, and few tokens already share a pass's cost. */
 static int plan_engine(struct dev *dev) {
     static const struct {
         uint32_t chunk, batch;
-    } choices[] = {{32768, 8}, {16384, 8}, {16384, 4}, {8192, 2}, {TLLM_CHUNK, 1}};
+    } choices[] = {{32768, 8}, {32768, 4}, {32768, 2},     {16384, 4},
+                   {16384, 2}, {8192, 2},  {TLLM_CHUNK, 1}};
     struct tllm_size size = {0};
     struct tllm_config *config = &dev->engine_config;
     const uint32_t context = dev->config.context;

@@ -219,7 +219,7 @@ static void on_capture(void *ctx, const struct tllm_activation *activation) {
     dev->trace.bytes = activation->bytes;
     dev->trace.exponent = activation->exponent;
     const uint32_t step = TLLM_CHUNK / activation->bytes;
-    for (uint32_t i = 0; i < activation->n; i += step) {
+    for (uint32_t i = 0; i < activation->n && dev_busy(dev) == 0; i += step) {
         const uint32_t n = activation->n - i < step ? activation->n - i : step;
         uint8_t first[4];
         dev_set_u32(first, i);
@@ -238,7 +238,13 @@ int dev_on_capture(struct dev *dev, const uint8_t *payload, uint32_t len) {
     if (payload[0] >= TLLM_STAGES || dev->trace.layer >= dev->model->layers) {
         return dev_fail(dev, DEV_E_PAYLOAD, "The model has no such stage.");
     }
-    const int status = feed_traced(dev, payload + 3, 1, LOGITS_LAST, on_capture);
+    int status = feed_traced(dev, payload + 3, 1, LOGITS_LAST, on_capture);
+    if (status == 0 && dev->cancel) { /* while the logits, which nothing follows, were sent */
+        status = TLLM_E_CANCELLED;
+        dev->session.n = dev->trace.last;
+        dev->logits = false;
+        tllm_rewind(&dev->engine, dev->trace.last);
+    }
     if (status == 0) {
         dev_put_u32(dev, dev->trace.n);
         *dev_put(dev, 1) = (uint8_t)dev->trace.bytes;

@@ -45,6 +45,9 @@ int dev_on_stat(struct dev *dev, const uint8_t *payload, uint32_t len) {
     char path[DEV_PATH], part[DEV_PATH];
     int status = dev_name_path(dev, payload, len, "", path);
     status = status == 0 ? dev_name_path(dev, payload, len, ".part", part) : status;
+    if (dev->upload.file >= 0) { /* of an upload that was broken off: what it wrote counts */
+        (void)dev->port->file_sync(dev->port->ctx, dev->upload.file);
+    }
     status = status == 0 ? put_size(dev, path) : status;
     return status == 0 ? put_size(dev, part) : status;
 }

@@ -7,6 +7,9 @@
 
 #define PIECE 64u
 #define TRIES 3u
+#define SYNC_CHUNKS                                                                                \
+    32u /* FAT learns a file's length at a sync: a reset costs what came after it                  \
+         */
 
 static uint32_t chunk_count(uint32_t size) {
     return (uint32_t)(((uint64_t)size + TLLM_CHUNK - 1) / TLLM_CHUNK);
@@ -71,29 +74,38 @@ static void abandon(struct dev *dev) {
     }
 }
 
-static int open_again(struct dev *dev, bool slower) {
+/* Fails where what was written before is no longer all there. */
+static int open_again(struct dev *dev, bool slower, uint32_t written) {
+    const struct dev_port *port = dev->port;
     struct dev_upload *upload = &dev->upload;
+    uint32_t held = 0;
     abandon(dev);
-    const int mounted = slower ? dev_card_mount(dev, true) : 0;
-    const int file =
-        mounted < 0 ? mounted : dev->port->file_open(dev->port->ctx, upload->path, DEV_WRITE);
+    int status = slower ? dev_card_mount(dev, true) : 0;
+    status = status == 0 ? port->file_size(port->ctx, upload->path, &held) : status;
+    if (status != 0 || held < written) {
+        return status != 0 ? status : TLLM_E_IO;
+    }
+    const int file = port->file_open(port->ctx, upload->path, DEV_WRITE);
     upload->file = file < 0 ? -1 : file;
     return file < 0 ? file : 0;
 }
 
 /* As a read: once more, then after a slower mount. */
 static int write_chunk(struct dev *dev, uint32_t chunk) {
+    const struct dev_port *port = dev->port;
     const struct dev_upload *upload = &dev->upload;
     const uint32_t bytes = chunk_bytes(upload, chunk);
     int status = 0;
     memcpy(dev->io, upload->window + (size_t)(chunk % DEV_WINDOW) * TLLM_CHUNK, bytes);
     for (uint32_t i = 0; i < TRIES; ++i) {
-        status = i == 0 ? 0 : open_again(dev, i + 1 == TRIES);
+        status = i == 0 ? 0 : open_again(dev, i + 1 == TRIES, chunk * TLLM_CHUNK);
         if (status < 0) {
             break;
         }
-        status =
-            dev->port->file_write(dev->port->ctx, upload->file, chunk * TLLM_CHUNK, dev->io, bytes);
+        status = port->file_write(port->ctx, upload->file, chunk * TLLM_CHUNK, dev->io, bytes);
+        if (status == 0 && (chunk + 1) % SYNC_CHUNKS == 0) {
+            status = port->file_sync(port->ctx, upload->file);
+        }
         if (status != TLLM_E_IO) {
             break;
         }

@@ -75,7 +75,7 @@ int sim_line_set_baud(struct sim_line *line, uint32_t baud);
 
 /* ---- the card (card.c) ---- */
 
-#define SIM_FILES 16
+#define SIM_FILES ((int)DEV_HANDLES + 2)
 
 struct sim_file {
     int fd; /* -1: free */

@@ -44,7 +44,7 @@ static struct {
     sdmmc_card_t card;
     WORD mounts;
     bool mounted, filled, gone, check;
-    long attempts, reads, writes, raw_sectors, fatfs_sectors, stuck;
+    long attempts, reads, writes, raw_sectors, fatfs_sectors, stuck, opened;
     atomic_bool in_use, sticks;
     const uint8_t *into; /* where the read under way goes */
     size_t bytes;        /* of it; 0: none is under way */
@@ -131,8 +131,6 @@ static bool extend(struct node *node, uint32_t size) {
     while ((uint64_t)node->clusters * CLUSTER < size)
         if (!grow(node))
             return false;
-    if (size > node->size)
-        node->size = size;
     return true;
 }
 
@@ -151,6 +149,7 @@ static void fill(const char *host, const char *path) {
         struct node *node = make(to, S_ISDIR(info.st_mode));
         if (!node || (!node->dir && !extend(node, (uint32_t)info.st_size)))
             fake_misuse("the model does not fit the fake card");
+        node->size = node->dir ? 0 : (uint32_t)info.st_size;
         if (node->dir) {
             fill(from, to);
             continue;
@@ -202,6 +201,7 @@ void fake_card_report(void) {
         keep(fake_text("KEEP"));
     fake_note("sectors: %ld raw, %ld through FatFs; %ld reads", sd.raw_sectors, sd.fatfs_sectors,
               sd.reads);
+    fake_note("files: %ld opened", sd.opened);
 }
 
 static uint64_t command_timeout_us(void) {
@@ -365,6 +365,7 @@ FRESULT f_open(FIL *fp, const TCHAR *path, BYTE mode) {
         return result;
     enter();
     fake_pass_us((uint64_t)fake_option("OPEN_US", 1000));
+    sd.opened++;
     leave();
     result = parent_is_there(path);
     if (result != FR_OK)
@@ -380,8 +381,20 @@ FRESULT f_open(FIL *fp, const TCHAR *path, BYTE mode) {
     return FR_OK;
 }
 
+/* Only now does the directory learn the file's length. */
+FRESULT f_sync(FIL *fp) {
+    struct node *node = node_of(fp);
+    const FRESULT result = volume();
+    if (result != FR_OK || !(fp->flag & FA_WRITE) || node->size == fp->obj.objsize)
+        return result;
+    if (sd.card.real_freq_khz > fake_option("WRITE_KHZ", 40000))
+        return FR_DISK_ERR;
+    node->size = fp->obj.objsize;
+    return FR_OK;
+}
+
 FRESULT f_close(FIL *fp) {
-    const FRESULT result = valid(fp);
+    const FRESULT result = valid(fp) == FR_INVALID_OBJECT ? FR_INVALID_OBJECT : f_sync(fp);
     fp->obj.fs = NULL;
     return result;
 }
@@ -419,8 +432,6 @@ FRESULT f_lseek(FIL *fp, FSIZE_t offset) {
         else if (!extend(node_of(fp), offset))
             offset = node_of(fp)->clusters * CLUSTER;
         fp->obj.objsize = offset > fp->obj.objsize ? offset : fp->obj.objsize;
-        if (fp->flag & FA_WRITE)
-            node_of(fp)->size = fp->obj.objsize;
     }
     fp->fptr = offset;
     return FR_OK;
@@ -473,7 +484,7 @@ FRESULT f_write(FIL *fp, const void *buff, UINT length, UINT *put) {
         return (FRESULT)(fp->err = FR_DISK_ERR);
     for (; *put < length && extend(node_of(fp), fp->fptr + 1); fp->fptr++)
         *at_byte(node_of(fp), fp->fptr) = from[(*put)++];
-    fp->obj.objsize = node_of(fp)->size;
+    fp->obj.objsize = fp->fptr > fp->obj.objsize ? fp->fptr : fp->obj.objsize;
     return FR_OK;
 }
 
@@ -481,13 +492,9 @@ FRESULT f_truncate(FIL *fp) {
     const FRESULT result = valid(fp);
     if (result != FR_OK)
         return result;
-    node_of(fp)->size = fp->obj.objsize = fp->fptr;
+    fp->obj.objsize = fp->fptr;
     shrink(node_of(fp), (fp->fptr + CLUSTER - 1) / CLUSTER);
     return FR_OK;
-}
-
-FRESULT f_sync(FIL *fp) {
-    return valid(fp);
 }
 
 FRESULT f_opendir(FF_DIR *dp, const TCHAR *path) {

@@ -35,8 +35,7 @@ typedef struct {
     DWORD clust;
     LBA_t sect;
     DWORD *cltbl;
-    BYTE buf[512];
-} FIL;
+} FIL; /* no buffer of its own: CONFIG_FATFS_PER_FILE_CACHE is off */
 
 typedef struct {
     FFOBJID obj;

@@ -1,0 +1,95 @@
+"""Uploads to a FAT volume, whose directory knows a file's length only from a sync on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fat_card import FatCard, Sectors, empty_fat32
+from ram_board import RamBoard
+
+from host.board.contents import Contents
+from host.board.upload import upload
+from host.errors import BoardError
+from host.link.client import Device
+from tests.faults.conftest import make_package
+
+CHUNK = 4096
+STOP_AFTER = 50 * CHUNK
+SYNC = 32 * CHUNK  # what a reset may cost of a file, as docs/RELIABILITY.md says
+
+
+class Stopped(Exception):
+    """The host goes away."""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Contents:
+    """A package whose embedding has 78 chunks and a piece."""
+    return Contents.of(make_package(tmp_path_factory.mktemp("fat") / "large", 3, vocab=20_000))
+
+
+def stop_in(device: Device, contents: Contents) -> None:
+    certain = 0
+
+    def progress(n: int) -> None:
+        nonlocal certain
+        certain += n
+        if certain > STOP_AFTER:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        upload(device, contents, progress=progress)
+
+
+def test_a_host_that_comes_again_goes_on(library: Any, large: Contents) -> None:
+    board = RamBoard(library)
+    with FatCard(board, Sectors(empty_fat32())):
+        assert board.boot() == 0
+        with Device(board) as device:
+            stop_in(device, large)
+        with Device(board) as device:
+            assert upload(device, large).resumed >= STOP_AFTER
+            assert device.info()["fingerprint"] == large.fingerprint
+
+
+def test_a_reset_costs_what_came_after_the_last_sync(library: Any, large: Contents) -> None:
+    disk, board = Sectors(empty_fat32()), RamBoard(library)
+    with FatCard(board, disk):
+        assert board.boot() == 0
+        with Device(board) as device:
+            stop_in(device, large)
+        cut = dict(disk.changed)
+    board = RamBoard(library)
+    with FatCard(board, Sectors(empty_fat32(), cut)):
+        assert board.boot() == 0
+        with Device(board) as device:
+            done = upload(device, large)
+            assert STOP_AFTER - SYNC < done.resumed <= STOP_AFTER + 8 * CHUNK
+            assert device.info()["fingerprint"] == large.fingerprint
+
+
+class Forgetful(Sectors):
+    """A card that says it wrote a slot, and did not."""
+
+    def write(self, sector: int, count: int, buff: bytes) -> None:
+        if bytes(buff[:4]) != b"TSLT":
+            super().write(sector, count, buff)
+
+
+def test_a_switch_that_the_card_does_not_keep_is_said(
+    library: Any, package: Path, other: Path
+) -> None:
+    disk, board = Sectors(empty_fat32()), RamBoard(library)
+    with FatCard(board, disk):
+        assert board.boot() == 0
+        with Device(board) as device:
+            upload(device, Contents.of(package))
+    board = RamBoard(library)
+    with FatCard(board, Forgetful(empty_fat32(), disk.changed)):
+        assert board.boot() == 0
+        with Device(board) as device:
+            with pytest.raises(BoardError, match="does not keep what is written"):
+                upload(device, Contents.of(other))
+            assert device.info()["fingerprint"] == Contents.of(package).fingerprint
