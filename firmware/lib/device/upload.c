@@ -7,9 +7,8 @@
 
 #define PIECE 64u
 #define TRIES 3u
-#define SYNC_CHUNKS                                                                                \
-    32u /* FAT learns a file's length at a sync: a reset costs what came after it                  \
-         */
+/* FAT learns a file's length at a sync: a reset costs what came after it. */
+#define SYNC_CHUNKS 32u
 
 static uint32_t chunk_count(uint32_t size) {
     return (uint32_t)(((uint64_t)size + TLLM_CHUNK - 1) / TLLM_CHUNK);
