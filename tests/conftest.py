@@ -173,6 +173,18 @@ def quantized(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Qu
     return quantize
 
 
+def insert_card(state: Path, card: Path) -> None:
+    """Puts a folder of files into the simulated board whose folder is `state`, without a copy.
+
+    The board's card is a folder of its own: a command keeps others from the card it uses, and test
+    processes running side by side use the same package.
+    """
+    own = state / "card"
+    own.mkdir(parents=True)
+    for path in card.iterdir():
+        (own / path.name).symlink_to(path)
+
+
 # --- Programs a test may need ---------------------------------------------------------------------
 
 

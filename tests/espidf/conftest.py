@@ -18,7 +18,7 @@ import pytest
 from host.board.contents import Contents, slot_bytes
 from host.link.client import Device
 from host.link.transports import open_port
-from tests.conftest import FIRMWARE, Build, Compile, Quantized, portable_sources
+from tests.conftest import FIRMWARE, Build, Compile, Quantized, insert_card, portable_sources
 
 FOLDER = Path(__file__).resolve().parent
 STUBS = FOLDER / "include"
@@ -128,7 +128,7 @@ def script(
 @contextmanager
 def connected(state: Path, card: Path) -> Iterator[Device]:
     """A client of the board that `script` made, with that card in it."""
-    (state / "card").symlink_to(card, target_is_directory=True)
+    insert_card(state, card)
     with Device(open_port("sim", sim_dir=state)) as device:
         yield device
 

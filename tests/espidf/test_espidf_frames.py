@@ -16,7 +16,7 @@ from host.board.upload import upload
 from host.errors import HostError
 from host.link.client import Refused
 from host.link.frames import Frame, encode
-from tests.conftest import Quantized
+from tests.conftest import Quantized, insert_card
 from tests.espidf.conftest import STREAMING, Run, connected, stops_of, texts_of
 
 SECOND = 1_000_000
@@ -33,7 +33,7 @@ def test_host_verifies_the_board(
     run_host: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     script(PSRAM=psram)
-    (tmp_path / "card").symlink_to(package, target_is_directory=True)
+    insert_card(tmp_path, package)
     done = run_host(
         *("verify", str(package), "-p", "sim", "--sim-dir", str(tmp_path), "--positions", "8")
     )
@@ -111,7 +111,7 @@ def test_an_upload_is_answered_from_after_a_restart(
     kept = tmp_path / "kept"
     kept.mkdir()
     notes = script(KEEP=kept, **faults)
-    (tmp_path / "card").symlink_to(empty, target_is_directory=True)
+    insert_card(tmp_path, empty)
     done = run_host("upload", str(package), "-p", "sim", "--sim-dir", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr + notes.read_text()
     contents = Contents.of(package)

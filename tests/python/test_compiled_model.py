@@ -11,7 +11,7 @@ from host.headers import generate_headers
 from host.link.client import Device
 from host.link.transports import open_port
 from host.package import Package
-from tests.conftest import Build, Quantized
+from tests.conftest import Build, Quantized, insert_card
 
 PROMPT = "Once upon a time"
 
@@ -30,8 +30,7 @@ def boards(
 
 
 def connect(sim: Path, card: Path, state: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
-    state.mkdir()
-    (state / "card").symlink_to(card, target_is_directory=True)
+    insert_card(state, card)
     monkeypatch.setenv("TLLM_SIM", str(sim))
     return Device(open_port("sim", sim_dir=state))
 

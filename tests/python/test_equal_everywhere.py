@@ -19,7 +19,7 @@ from host.errors import CheckFailed
 from host.link.client import Device
 from host.link.transports import open_port
 from host.package import Package
-from tests.conftest import FIRMWARE, Build, Quantized
+from tests.conftest import FIRMWARE, Build, Quantized, insert_card
 
 SANITIZERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 POSITIONS = 512
@@ -29,8 +29,7 @@ def run_verify(
     sim: Path, card: Path, package: Path, state: Path, monkeypatch: pytest.MonkeyPatch, n: int
 ) -> Verified:
     """`host verify`'s body, on a simulator and a card of one's choice."""
-    state.mkdir(exist_ok=True)
-    (state / "card").symlink_to(card, target_is_directory=True)
+    insert_card(state, card)
     monkeypatch.setenv("TLLM_SIM", str(sim))
     with Device(open_port("sim", sim_dir=state)) as device:
         return verify(device, Package.open(package), positions=n)

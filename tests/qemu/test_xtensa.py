@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, insert_card
 from tools import xtensa
 
 pytestmark = pytest.mark.qemu
@@ -52,8 +52,7 @@ def test_equals_the_reference(
 ) -> None:
     package = quantized(model)
     state = tmp_path / "state"
-    state.mkdir()
-    (state / "card").symlink_to(package, target_is_directory=True)
+    insert_card(state, package)
     done = run_host(
         "verify",
         str(package),
