@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fat_card import FatCard, Sectors, empty_fat32
+from fat_card import E_IO, FatCard, Sectors, empty_fat32
 from ram_board import RamBoard
 
 from host.board.contents import Contents
@@ -68,6 +68,42 @@ def test_a_reset_costs_what_came_after_the_last_sync(library: Any, large: Conten
             done = upload(device, large)
             assert STOP_AFTER - SYNC < done.resumed <= STOP_AFTER + 8 * CHUNK
             assert device.info()["fingerprint"] == large.fingerprint
+
+
+def test_a_card_that_fails_at_its_clock_is_written_at_a_lower_one(
+    library: Any, large: Contents
+) -> None:
+    """From one write on it keeps nothing and finds nothing, until it is mounted again slower."""
+    board, fails = RamBoard(library), False
+    mounts: list[bool] = []
+    write, size, mount = board.port.file_write, board.port.file_size, board.port.card_mount
+
+    def file_write(ctx: Any, file: int, offset: int, src: Any, n: int) -> int:
+        nonlocal fails
+        fails = fails or (offset == STOP_AFTER and not mounts)
+        return E_IO if fails else int(write(ctx, file, offset, src, n))
+
+    def file_size(ctx: Any, path: Any, found: Any) -> int:
+        return E_IO if fails else int(size(ctx, path, found))
+
+    def card_mount(ctx: Any, slower: bool) -> int:
+        nonlocal fails
+        fails = False
+        mounts.append(slower)
+        return int(mount(ctx, slower))
+
+    assert board.boot() == 0
+    callback, type_of = board.ffi.callback, board.ffi.typeof
+    kept = (
+        callback(type_of(write), file_write),
+        callback(type_of(size), file_size),
+        callback(type_of(mount), card_mount),
+    )
+    board.port.file_write, board.port.file_size, board.port.card_mount = kept
+    with Device(board) as device:
+        upload(device, large)
+        assert device.info()["fingerprint"] == large.fingerprint
+    assert mounts == [True]
 
 
 class Forgetful(Sectors):

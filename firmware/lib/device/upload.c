@@ -98,10 +98,9 @@ static int write_chunk(struct dev *dev, uint32_t chunk) {
     memcpy(dev->io, upload->window + (size_t)(chunk % DEV_WINDOW) * TLLM_CHUNK, bytes);
     for (uint32_t i = 0; i < TRIES; ++i) {
         status = i == 0 ? 0 : open_again(dev, i + 1 == TRIES, chunk * TLLM_CHUNK);
-        if (status < 0) {
-            break;
+        if (status == 0) {
+            status = port->file_write(port->ctx, upload->file, chunk * TLLM_CHUNK, dev->io, bytes);
         }
-        status = port->file_write(port->ctx, upload->file, chunk * TLLM_CHUNK, dev->io, bytes);
         if (status == 0 && (chunk + 1) % SYNC_CHUNKS == 0) {
             status = port->file_sync(port->ctx, upload->file);
         }
