@@ -127,22 +127,22 @@ class _SimTransport:
         from host.resources import simulator
 
         executable = os.environ.get("TLLM_SIM") or simulator()
-        self._held = contextlib.ExitStack()
-        self._held.enter_context(taken(card))
-        self._stderr = self._held.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-        try:
-            # A session of its own, so that Ctrl-C reaches the host tool alone.
-            self._process = subprocess.Popen(
-                [str(executable), "--stdio", "--card", str(card), *options],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._stderr,
-                bufsize=0,
-                start_new_session=True,
-            )
-        except OSError as exc:
-            self._held.close()
-            raise explain_os_error(exc, executable) from exc
+        with contextlib.ExitStack() as held:
+            held.enter_context(taken(card))
+            self._stderr = held.enter_context(tempfile.TemporaryFile())
+            try:
+                # A session of its own, so that Ctrl-C reaches the host tool alone.
+                self._process = subprocess.Popen(
+                    [str(executable), "--stdio", "--card", str(card), *options],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=self._stderr,
+                    bufsize=0,
+                    start_new_session=True,
+                )
+            except OSError as exc:
+                raise explain_os_error(exc, executable) from exc
+            self._held = held.pop_all()
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._in, self._out = self._process.stdin, self._process.stdout

@@ -152,13 +152,13 @@ def test_a_simulator_that_ends_says_why(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from host.link.transports import open_port
 
 port = open_port("sim", sim_dir=Path(sys.argv[1]))
 print("held", flush=True)
-time.sleep(60)
+sys.stdin.read()
 """
 
 
@@ -170,7 +170,10 @@ def test_a_simulated_board_is_one_commands_until_that_ends_in_any_way(
     program.chmod(0o755)
     monkeypatch.setenv("TLLM_SIM", str(program))
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"

@@ -248,7 +248,11 @@ def test_held_out_loss_is_the_same_in_batches(configuration: Path) -> None:
     ("steps", "minutes", "seconds"), [(4, 0.0, 0.0), (4, 0.5, 0.0), (9999, 0.5, 15.0)]
 )
 def test_bar_shows_the_share_of_what_ends_first(
-    configuration: Path, steps: int, minutes: float, seconds: float
+    configuration: Path,
+    steps: int,
+    minutes: float,
+    seconds: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     edit(configuration, "steps = 20", f"steps = {steps}\nminutes = {minutes}")
     run = start(configuration)
@@ -259,7 +263,7 @@ def test_bar_shows_the_share_of_what_ends_first(
         run.seconds += seconds / 3
         return take()
 
-    run.train_step = slow_step  # type: ignore[method-assign]
+    monkeypatch.setattr(run, "train_step", slow_step)
     screen = io.StringIO()
     run.console = Console(file=screen, force_terminal=True, width=100)
     run.train()
