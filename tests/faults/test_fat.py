@@ -114,18 +114,22 @@ class Forgetful(Sectors):
             super().write(sector, count, buff)
 
 
+@pytest.mark.parametrize("before", [1, 2, 3], ids=["to another", "and back", "and there again"])
 def test_a_switch_that_the_card_does_not_keep_is_said(
-    library: Any, package: Path, other: Path
+    library: Any, package: Path, other: Path, before: int
 ) -> None:
+    """Also where the slot still holds the model's name of an earlier switch."""
     disk, board = Sectors(empty_fat32()), RamBoard(library)
+    *kept, lost = [Contents.of((package, other)[n % 2]) for n in range(before + 1)]
     with FatCard(board, disk):
         assert board.boot() == 0
         with Device(board) as device:
-            upload(device, Contents.of(package))
+            for contents in kept:
+                upload(device, contents)
     board = RamBoard(library)
     with FatCard(board, Forgetful(empty_fat32(), disk.changed)):
         assert board.boot() == 0
         with Device(board) as device:
             with pytest.raises(BoardError, match="does not keep what is written"):
-                upload(device, Contents.of(other))
-            assert device.info()["fingerprint"] == Contents.of(package).fingerprint
+                upload(device, lost)
+            assert device.info()["fingerprint"] == kept[-1].fingerprint

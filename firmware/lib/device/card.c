@@ -227,6 +227,8 @@ int dev_slots_read(struct dev *dev, struct dev_slots *slots) {
             return status;
         }
     }
+    slots->newest =
+        slots->valid[1] && (!slots->valid[0] || slots->sequence[1] > slots->sequence[0]);
     return 0;
 }
 
@@ -237,17 +239,17 @@ int dev_slots_switch(struct dev *dev, const uint8_t *fingerprint) {
     if (status < 0) {
         return status;
     }
-    const uint32_t current =
-        slots.valid[1] && (!slots.valid[0] || slots.sequence[1] > slots.sequence[0]);
-    const uint32_t other = slots.valid[current] ? 1 - current : 0;
-    if (slots.valid[current] && slots.sequence[current] == UINT32_MAX) {
+    const bool first = !slots.valid[slots.newest];
+    const uint32_t other = first ? 0 : 1 - slots.newest;
+    const uint32_t sequence = first ? 1 : slots.sequence[slots.newest] + 1;
+    if (sequence == 0) {
         return dev_fail(dev, DEV_E_STATE,
                         "The card's slots are at their end: remove its tllm folder in a computer.");
     }
     uint8_t *slot = dev->io;
     memset(slot, 0, SLOT_BYTES);
     memcpy(slot, "TSLT", 4);
-    dev_set_u32(slot + 4, slots.valid[current] ? slots.sequence[current] + 1 : 1);
+    dev_set_u32(slot + 4, sequence);
     memcpy(slot + 8, fingerprint, 32);
     dev_set_u32(slot + 60, tllm_crc32(0, slot, 60));
     const int file = port->file_open(port->ctx, slot_paths[other], DEV_WRITE);
@@ -260,8 +262,8 @@ int dev_slots_switch(struct dev *dev, const uint8_t *fingerprint) {
     const int closed = port->file_close(port->ctx, file);
     status = status == 0 ? closed : status;
     status = status == 0 ? dev_slots_read(dev, &slots) : status;
-    if (status == 0 &&
-        !(slots.valid[other] && memcmp(slots.fingerprint[other], fingerprint, 32) == 0)) {
+    if (status == 0 && !(slots.valid[other] && slots.sequence[other] == sequence &&
+                         memcmp(slots.fingerprint[other], fingerprint, 32) == 0)) {
         return dev_fail(dev, TLLM_E_IO,
                         "The card does not keep what is written to it: use another card.");
     }

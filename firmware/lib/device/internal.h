@@ -168,6 +168,7 @@ struct dev_slots {
     bool valid[2];
     uint32_t sequence[2];
     uint8_t fingerprint[2][32];
+    uint32_t newest; /* the current model's, if it is valid */
 };
 int dev_slots_read(struct dev *dev, struct dev_slots *slots);
 int dev_slots_switch(struct dev *dev, const uint8_t *fingerprint);

@@ -441,14 +441,12 @@ static int load_current(struct dev *dev) {
     if (status != 0) {
         return status;
     }
-    const uint32_t current =
-        slots.valid[1] && (!slots.valid[0] || slots.sequence[1] > slots.sequence[0]);
-    if (!slots.valid[current]) {
+    if (!slots.valid[slots.newest]) {
         return dev_load_from(dev, "", NULL);
     }
     char dir[DEV_PATH];
-    dev_package_dir(dir, slots.fingerprint[current]);
-    return dev_load_from(dev, dir, slots.fingerprint[current]);
+    dev_package_dir(dir, slots.fingerprint[slots.newest]);
+    return dev_load_from(dev, dir, slots.fingerprint[slots.newest]);
 }
 
 void dev_load(struct dev *dev) {

@@ -98,10 +98,8 @@ static int current_dir(struct dev *dev, char *dir) {
     struct dev_slots slots;
     dir[0] = '\0';
     const int status = dev_slots_read(dev, &slots);
-    const uint32_t newest =
-        slots.valid[1] && (!slots.valid[0] || slots.sequence[1] > slots.sequence[0]);
-    if (status == 0 && slots.valid[newest]) {
-        dev_package_dir(dir, slots.fingerprint[newest]);
+    if (status == 0 && slots.valid[slots.newest]) {
+        dev_package_dir(dir, slots.fingerprint[slots.newest]);
     }
     return status;
 }
