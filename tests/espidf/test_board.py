@@ -196,6 +196,7 @@ def test_a_pulled_card_is_said_and_comes_back(board: Run, answer: str, psram: in
     assert gone < back
     assert texts_of(done.stdout[:gone]) == [answer]
     assert texts_of(done.stdout[back:]) == [answer]
+    assert "asked to close a file" not in done.stderr
 
 
 # --- Memory ---------------------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,40 +73,71 @@ def test_a_reset_costs_what_came_after_the_last_sync(library: Any, large: Conten
             assert device.info()["fingerprint"] == large.fingerprint
 
 
+@contextmanager
+def before(board: RamBoard, **functions: Callable[..., int]) -> Iterator[None]:
+    """Puts functions before the card's own, which they get as their first argument."""
+    port, ffi = board.port, board.ffi
+    own = {name: getattr(port, name) for name in functions}
+    put = {
+        name: ffi.callback(ffi.typeof(own[name]), partial(function, own[name]), error=E_IO)
+        for name, function in functions.items()
+    }
+    for name, callback in put.items():
+        setattr(port, name, callback)
+    yield
+    for name, function in own.items():
+        setattr(port, name, function)
+
+
 def test_a_card_that_fails_at_its_clock_is_written_at_a_lower_one(
     library: Any, large: Contents
 ) -> None:
     """From one write on it keeps nothing and finds nothing, until it is mounted again slower."""
-    board, fails = RamBoard(library), False
-    mounts: list[bool] = []
-    write, size, mount = board.port.file_write, board.port.file_size, board.port.card_mount
+    board, fails, mounts = RamBoard(library), False, list[bool]()
 
-    def file_write(ctx: Any, file: int, offset: int, src: Any, n: int) -> int:
+    def file_write(write: Any, ctx: Any, file: int, offset: int, src: Any, n: int) -> int:
         nonlocal fails
         fails = fails or (offset == STOP_AFTER and not mounts)
         return E_IO if fails else int(write(ctx, file, offset, src, n))
 
-    def file_size(ctx: Any, path: Any, found: Any) -> int:
+    def file_size(size: Any, ctx: Any, path: Any, found: Any) -> int:
         return E_IO if fails else int(size(ctx, path, found))
 
-    def card_mount(ctx: Any, slower: bool) -> int:
+    def card_mount(mount: Any, ctx: Any, slower: bool) -> int:
         nonlocal fails
         fails = False
         mounts.append(slower)
         return int(mount(ctx, slower))
 
     assert board.boot() == 0
-    callback, type_of = board.ffi.callback, board.ffi.typeof
-    kept = (
-        callback(type_of(write), file_write),
-        callback(type_of(size), file_size),
-        callback(type_of(mount), card_mount),
-    )
-    board.port.file_write, board.port.file_size, board.port.card_mount = kept
-    with Device(board) as device:
+    with (
+        before(board, file_write=file_write, file_size=file_size, card_mount=card_mount),
+        Device(board) as device,
+    ):
         upload(device, large)
         assert device.info()["fingerprint"] == large.fingerprint
     assert mounts == [True]
+
+
+def test_what_a_close_could_not_keep_is_not_written_around(library: Any, large: Contents) -> None:
+    """After a write that fails the directory knows no more than at the last sync."""
+    board, offsets = RamBoard(library), list[int]()
+
+    def file_write(write: Any, ctx: Any, file: int, offset: int, src: Any, n: int) -> int:
+        offsets.append(offset)
+        return E_IO if offset == STOP_AFTER else int(write(ctx, file, offset, src, n))
+
+    def file_size(size: Any, ctx: Any, path: Any, found: Any) -> int:
+        status = int(size(ctx, path, found))
+        found[0] = SYNC if STOP_AFTER in offsets else found[0]
+        return status
+
+    assert board.boot() == 0
+    with before(board, file_write=file_write, file_size=file_size):
+        with Device(board) as device, pytest.raises(BoardError, match="The card failed"):
+            upload(device, large)
+        assert offsets.count(STOP_AFTER) == 1
+        assert max(offsets) == STOP_AFTER
 
 
 class Forgetful(Sectors):
