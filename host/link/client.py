@@ -261,7 +261,6 @@ class Device:
             with contextlib.suppress(NoAnswer, LineTooBad):
                 return self._say_hello(1.5 if index else self._patience)
         where = f" at {self._first_baud} baud" if self._first_baud else ""
-        self._transport.close()
         raise NoAnswer(
             f"Nothing answers on this port{where}",
             "Check that the board is powered, has the firmware (`host flash`) and is not in boot "
